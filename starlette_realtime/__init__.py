@@ -1,0 +1,84 @@
+"""Real-time channels for Starlette, FastAPI and Litestar apps: rooms, presence, history with gap-free
+recovery, acknowledgements."""
+
+from .app import Realtime
+from .auth import (
+    AnonymousAuth,
+    AuthBackend,
+    Credentials,
+    FirstOf,
+    GuestAuth,
+    JWTAuth,
+    ScopeUserAuth,
+    SessionAuth,
+    SignedTokenAuth,
+    User,
+)
+from .core.namespace import ConnectionContext, Context, Happening, Namespace
+from .core.options import Options
+from .core.room import Room
+from .core.router import Feature, RoomType, event
+from .core.session import Member, Session
+from .errors import (
+    AccessDenied,
+    AckTimeout,
+    AuthenticationFailed,
+    BrokerUnavailable,
+    ClientError,
+    CloseConnection,
+    ConfigurationError,
+    Disconnected,
+    InvalidMessage,
+    NotInRoom,
+    RateLimited,
+    RealtimeError,
+)
+from .events import MemberInfo, Page, Position, Publication, Published
+from .features.chat import Chat
+from .middleware import RealtimeMiddleware
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccessDenied",
+    "AckTimeout",
+    "AnonymousAuth",
+    "AuthBackend",
+    "AuthenticationFailed",
+    "BrokerUnavailable",
+    "Chat",
+    "ClientError",
+    "CloseConnection",
+    "ConfigurationError",
+    "ConnectionContext",
+    "Context",
+    "Credentials",
+    "Disconnected",
+    "Feature",
+    "FirstOf",
+    "GuestAuth",
+    "Happening",
+    "InvalidMessage",
+    "JWTAuth",
+    "Member",
+    "MemberInfo",
+    "Namespace",
+    "NotInRoom",
+    "Options",
+    "Page",
+    "Position",
+    "Publication",
+    "Published",
+    "RateLimited",
+    "Realtime",
+    "RealtimeError",
+    "RealtimeMiddleware",
+    "Room",
+    "RoomType",
+    "ScopeUserAuth",
+    "Session",
+    "SessionAuth",
+    "SignedTokenAuth",
+    "User",
+    "event",
+]

@@ -1,0 +1,236 @@
+"""The broker of a single process: streams in memory, announcements by a plain call."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from heapq import merge
+from itertools import islice
+from operator import attrgetter
+
+import msgspec
+
+from ..errors import BrokerUnavailable
+from ..events import Draft, Lane, Page, Position, Publication, Published, Recovery, Retention
+from .base import HistoryBroker, Listener
+
+IDEMPOTENCY_SECONDS = 600.0
+MAX_IDS = 10_000
+"""Ids remembered per channel; beyond, the oldest go first, even before their time. The ids of what
+is in the history lane are known besides."""
+
+_offset = attrgetter("offset")
+
+
+class _Stream:
+    """One channel's kept publications."""
+
+    __slots__ = ("arrived", "by_id", "epoch", "ids", "lanes", "offset", "retention", "trimmed")
+
+    def __init__(self) -> None:
+        self.epoch = secrets.token_hex(4)
+        self.offset = 0
+        self.lanes: dict[int, deque[Publication]] = {}
+        # When each of them was kept, in seconds: what a publisher says of the time may be wrong.
+        self.arrived: dict[int, deque[float]] = {}
+        # Highest offset that was ever trimmed from a lane.
+        self.trimmed = 0
+        # Offset and end of each id's time, in the order of the ends.
+        self.ids: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        # Offsets of what is in the history lane, by id.
+        self.by_id: dict[str, int] = {}
+        self.retention = Retention()
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.offset)
+
+    def append(self, publication: Publication, retention: Retention, now: float) -> None:
+        lane = publication.lane
+        self.retention = retention
+        kept = self.lanes.get(lane)
+        if kept is None:
+            kept = self.lanes[lane] = deque()
+            self.arrived[lane] = deque()
+        kept.append(publication)
+        self.arrived[lane].append(now)
+        if lane == Lane.HISTORY and publication.id:
+            self.by_id[publication.id] = publication.offset
+        limit = retention.size if lane == Lane.HISTORY else retention.presence
+        while len(kept) > limit:
+            self._drop(lane)
+        self.expire(now)
+
+    def expire(self, now: float) -> None:
+        """Drop what is older than the retention allows at `now`."""
+        oldest = now - self.retention.age
+        for lane, arrived in self.arrived.items():
+            while arrived and arrived[0] < oldest:
+                self._drop(lane)
+
+    def _drop(self, lane: int) -> None:
+        self.arrived[lane].popleft()
+        gone = self.lanes[lane].popleft()
+        self.trimmed = max(self.trimmed, gone.offset)
+        if lane == Lane.HISTORY:
+            self.by_id.pop(gone.id, None)
+
+    def seen(self, id: str, now: float) -> int | None:
+        """Return the offset of what was published under `id`, 0 if that was not kept."""
+        ids = self.ids
+        while ids and next(iter(ids.values()))[1] <= now:
+            ids.popitem(last=False)
+        found = ids.get(id)
+        return self.by_id.get(id) if found is None else found[0]
+
+    def remember(self, id: str, offset: int, now: float) -> None:
+        self.ids[id] = (offset, now + IDEMPOTENCY_SECONDS)
+        if len(self.ids) > MAX_IDS:
+            self.ids.popitem(last=False)
+
+    def after(self, offset: int) -> list[Publication]:
+        parts = []
+        for kept in self.lanes.values():
+            # A position is mostly near the end, where walking backwards is short.
+            if kept and kept[-1].offset > offset:
+                start = bisect_right(kept, offset, key=_offset)
+                parts.append(list(islice(kept, start, None)))
+        if len(parts) < 2:
+            return parts[0] if parts else []
+        return list(merge(*parts, key=_offset))
+
+    def amend(self, id: str, data: bytes) -> None:
+        offset = self.by_id.get(id)
+        if offset is not None:
+            kept = self.lanes[Lane.HISTORY]
+            index = bisect_left(kept, offset, key=_offset)
+            kept[index] = msgspec.structs.replace(kept[index], data=data)
+
+
+class MemoryBroker(HistoryBroker):
+    """Streams of one process, lost with it.
+
+    Args:
+        max_channels: streams kept at most; beyond, the one that was used longest ago is forgotten,
+            which its clients are told by a new epoch.
+        clock: seconds since the Unix epoch.
+    """
+
+    def __init__(
+        self, *, max_channels: int = 100_000, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._max = max_channels
+        self._streams: OrderedDict[str, _Stream] = OrderedDict()
+        self._subscribed: set[str] = set()
+        self._listener: Listener | None = None
+
+    @asynccontextmanager
+    async def run(self, listener: Listener) -> AsyncIterator[None]:
+        self._listener = listener
+        try:
+            yield
+        finally:
+            self._listener = None
+            self._subscribed.clear()
+
+    async def publish(self, channel: str, draft: Draft, retention: Retention) -> Published:
+        return self.publish_now(channel, draft, retention)
+
+    def publish_now(self, channel: str, draft: Draft, retention: Retention) -> Published:
+        """`publish`, without a step of the event loop: for the stores that live beside this one."""
+        if self._listener is None:
+            raise BrokerUnavailable("the broker is not running")
+        now = self._clock()
+        # What is neither kept nor known again needs no stream.
+        lasting = draft.lane is not Lane.NONE or draft.id
+        stream = self._stream(channel) if lasting else self._streams.get(channel)
+        offset, epoch = 0, ""
+        if stream is not None:
+            if draft.id:
+                seen = stream.seen(draft.id, now)
+                if seen is not None:
+                    position = Position(stream.epoch, seen) if seen else Position("", 0)
+                    return Published(position, duplicate=True)
+            if draft.lane is not Lane.NONE:
+                offset = stream.offset = stream.offset + 1
+                epoch = stream.epoch
+            if draft.id:
+                stream.remember(draft.id, offset, now)
+        publication = Publication(
+            draft.event,
+            draft.data,
+            offset,
+            epoch,
+            draft.id,
+            int(draft.lane),
+            draft.exclude,
+            draft.volatile,
+            draft.key,
+            draft.time or int(now * 1000),
+        )
+        if stream is not None:
+            if offset:
+                stream.append(publication, retention, now)
+            if draft.amends:
+                stream.amend(draft.amends, draft.amended)
+        if channel in self._subscribed:
+            self._listener.received(channel, publication)
+        return Published(publication.position)
+
+    def _stream(self, channel: str) -> _Stream:
+        stream = self._streams.get(channel)
+        if stream is None:
+            # First, so that the new one is never what is forgotten.
+            if len(self._streams) >= self._max:
+                self._forget_oldest()
+            stream = self._streams[channel] = _Stream()
+        else:
+            self._streams.move_to_end(channel)
+        return stream
+
+    def _forget_oldest(self) -> None:
+        # Channels with members here are in use, however long nothing was said in them.
+        for _ in range(min(len(self._streams), 100)):
+            channel = next(iter(self._streams))
+            if channel not in self._subscribed:
+                del self._streams[channel]
+                return
+            self._streams.move_to_end(channel)
+
+    async def subscribe(self, channels: Iterable[str]) -> None:
+        self._subscribed.update(channels)
+
+    async def unsubscribe(self, channels: Iterable[str]) -> None:
+        self._subscribed.difference_update(channels)
+
+    async def recover(self, channel: str, since: Position, limit: int) -> Recovery:
+        stream = self._stream(channel)
+        stream.expire(self._clock())
+        if since.epoch != stream.epoch or not stream.trimmed <= since.offset <= stream.offset:
+            return Recovery([], stream.position, recovered=False)
+        missed = stream.after(since.offset)
+        if len(missed) > limit:
+            return Recovery([], stream.position, recovered=False)
+        return Recovery(missed, stream.position, recovered=True)
+
+    async def page(
+        self, channel: str, *, before: int | None = None, after: int | None = None, limit: int
+    ) -> Page:
+        stream = self._stream(channel)
+        stream.expire(self._clock())
+        kept = stream.lanes.get(Lane.HISTORY) or deque()
+        limit = max(0, limit)
+        if after is not None:
+            start = bisect_right(kept, after, key=_offset)
+            end = min(start + limit, len(kept))
+            more = end < len(kept)
+        else:
+            end = len(kept) if before is None else bisect_left(kept, before, key=_offset)
+            start = max(0, end - limit)
+            more = start > 0
+        return Page(list(islice(kept, start, end)), stream.position, more)

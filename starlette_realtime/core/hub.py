@@ -1,0 +1,449 @@
+"""Local fan-out: from one announcement to the sockets of this process.
+
+The law: what is published within one turn of the event loop is encoded once per wire and written
+once per connection when the turn ends. All members of a channel that get the same run share one
+chunk; only a connection that also gets something of its own in that turn, or is left out of
+something, has a run put together for it. Each connection sees everything in the order in which it
+was handed to the hub.
+
+A kept publication is checked against the one before it: the next one is delivered, an older one is
+a duplicate, anything else is a hole that `heal` must close before the channel goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from ..events import Position, Publication
+from .outbox import Chunk, Outbox, Wire
+from .recovery import Gap, merge
+from .turns import Soon
+
+MAX_BUFFERED = 4096
+"""Publications kept for a session that is joining, or a channel that heals."""
+KNOWN_NONCES = 256
+
+
+class Receiver(Protocol):
+    """The hub's view of a session."""
+
+    id: str
+    outbox: Outbox
+
+
+class Channel:
+    """A channel with members in this process."""
+
+    __slots__ = (
+        "_nonces",
+        "ahead",
+        "epoch",
+        "groups",
+        "healing",
+        "joining",
+        "key",
+        "members",
+        "name",
+        "nonce",
+        "ns",
+        "offset",
+        "pending",
+        "room",
+        "subscribed",
+    )
+
+    def __init__(self, name: str, ns: str, room: str | None) -> None:
+        self.name = name
+        self.ns = ns
+        self.room = room
+        self.groups: dict[Wire, dict[Outbox, Receiver]] = {}
+        self.members = 0
+        # Sessions between "add" and "go live", and what has been announced meanwhile.
+        self.joining: dict[Receiver, list[Publication] | None] | None = None
+        # Receivers whose history reached further than what was announced here so far.
+        self.ahead: dict[Receiver, int] | None = None
+        self.healing: list[Publication] | None = None
+        self.pending: list[Publication] = []
+        self.epoch: str | None = None
+        self.offset = 0
+        self.nonce = ""
+        self.subscribed = False
+        self._nonces: deque[str] | None = None
+
+    @property
+    def position(self) -> Position | None:
+        """The last kept publication announced here; None before anything is known."""
+        return None if self.epoch is None else Position(self.epoch, self.offset, self.nonce)
+
+    @property
+    def idle(self) -> bool:
+        return not self.members and not self.joining
+
+    def move_to(self, position: Position) -> None:
+        self.epoch = position.epoch
+        self.offset = position.offset
+        self.nonce = position.nonce
+        if position.nonce:
+            if self._nonces is None:
+                self._nonces = deque(maxlen=KNOWN_NONCES)
+            self._nonces.append(position.nonce)
+
+    def knows(self, publication: Publication) -> bool:
+        """Whether an older publication is one of those that were seen, not one of a fork."""
+        if not publication.nonce or self._nonces is None:
+            return True
+        return publication.nonce in self._nonces or self.offset - publication.offset >= KNOWN_NONCES
+
+    def receivers(self) -> list[Receiver]:
+        return [receiver for group in self.groups.values() for receiver in group.values()]
+
+
+class _Own:
+    """What one connection gets otherwise than the rest in this turn: messages of its own, each
+    with the number of shared publications before it, and the numbers of those it does not get."""
+
+    __slots__ = ("messages", "skips")
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[int, bytes]] = []
+        self.skips: set[int] = set()
+
+
+class Hub:
+    """The channels of this process, and what this turn has published into them.
+
+    Args:
+        soon: how to be called when the turn is over.
+        heal: called with a channel that has a hole; it must end in `healed` or `reset`.
+    """
+
+    def __init__(self, soon: Soon, heal: Callable[[Channel], object]) -> None:
+        self.channels: dict[str, Channel] = {}
+        self.sessions: dict[str, Receiver] = {}
+        # Counted for tests, metrics and the performance guard.
+        self.encoded = 0
+        self.writes = 0
+        self.delivered = 0
+        self._soon = soon
+        self._heal = heal
+        self._scheduled = False
+        self._log: list[tuple[Channel, Publication]] = []
+        self._own: dict[Outbox, _Own] = {}
+        self._dirty: list[Channel] = []
+
+    # Membership
+
+    def channel(self, name: str, ns: str, room: str | None) -> Channel:
+        found = self.channels.get(name)
+        if found is None:
+            found = self.channels[name] = Channel(name, ns, room)
+        return found
+
+    def begin(self, channel: Channel, receiver: Receiver) -> None:
+        """Let `receiver` collect what is announced until it goes live."""
+        if channel.joining is None:
+            channel.joining = {}
+        channel.joining[receiver] = []
+
+    def rewind(self, channel: Channel, receiver: Receiver) -> None:
+        """Forget what `receiver` has collected: its history is about to be read again."""
+        if channel.joining is not None and receiver in channel.joining:
+            channel.joining[receiver] = []
+
+    def collected(self, channel: Channel, receiver: Receiver) -> list[Publication] | None:
+        """What has been announced since `begin`; None when it was too much to keep."""
+        return channel.joining.get(receiver) if channel.joining else None
+
+    def go_live(self, channel: Channel, receiver: Receiver, position: Position | None) -> None:
+        """Make `receiver`, which has everything up to `position`, a member."""
+        # What this turn has published so far is part of what the receiver has been given.
+        self.flush()
+        self._stop_joining(channel, receiver)
+        group = channel.groups.get(receiver.outbox.wire)
+        if group is None:
+            group = channel.groups[receiver.outbox.wire] = {}
+        if receiver.outbox not in group:
+            channel.members += 1
+        group[receiver.outbox] = receiver
+        if position is None:
+            return
+        if channel.epoch is None:
+            channel.move_to(position)
+        elif position.epoch == channel.epoch and position.offset > channel.offset:
+            if channel.ahead is None:
+                channel.ahead = {}
+            channel.ahead[receiver] = position.offset
+
+    def _stop_joining(self, channel: Channel, receiver: Receiver) -> None:
+        if channel.joining is not None:
+            channel.joining.pop(receiver, None)
+            if not channel.joining:
+                channel.joining = None
+
+    def remove(self, channel: Channel, receiver: Receiver) -> None:
+        """End a membership, or a joining that failed."""
+        self._stop_joining(channel, receiver)
+        if channel.ahead is not None:
+            channel.ahead.pop(receiver, None)
+        group = channel.groups.get(receiver.outbox.wire)
+        if group is not None and group.pop(receiver.outbox, None) is not None:
+            channel.members -= 1
+            if not group:
+                del channel.groups[receiver.outbox.wire]
+
+    def forget(self, channel: Channel) -> None:
+        """Drop a channel without members."""
+        if self.channels.get(channel.name) is channel:
+            del self.channels[channel.name]
+
+    # Listener
+
+    def received(self, channel: str, publication: Publication) -> None:
+        """Take an announcement from the broker."""
+        found = self.channels.get(channel)
+        if found is not None:
+            self._received(found, publication)
+
+    def _received(self, channel: Channel, publication: Publication) -> None:
+        if not publication.offset:
+            self._deliver(channel, publication)
+            return
+        if channel.joining is not None:
+            for receiver, collected in channel.joining.items():
+                if collected is not None:
+                    collected.append(publication)
+                    if len(collected) > MAX_BUFFERED:
+                        channel.joining[receiver] = None
+        if channel.epoch is None:
+            # The first one to join is still reading where the stream stands.
+            return
+        if channel.healing is not None:
+            if len(channel.healing) < MAX_BUFFERED:
+                channel.healing.append(publication)
+            return
+        if publication.epoch == channel.epoch:
+            offset = channel.offset
+            if publication.offset == offset + 1 and publication.previous == channel.nonce:
+                if publication.nonce:
+                    channel.move_to(publication.position)
+                else:
+                    channel.offset = publication.offset
+                self._deliver(channel, publication)
+                return
+            if publication.offset <= offset and channel.knows(publication):
+                return
+        channel.healing = [publication]
+        self._heal(channel)
+
+    def interrupted(self, channels: Iterable[str]) -> None:
+        """Announcements may have been missed: compare with history."""
+        for name in channels:
+            channel = self.channels.get(name)
+            if channel is not None and channel.healing is None and channel.epoch is not None:
+                channel.healing = []
+                self._heal(channel)
+
+    def healed(self, channel: Channel, missed: Sequence[Publication], position: Position) -> bool:
+        """Deliver what was missed and go on; return False when history must be read again."""
+        merged = merge(missed, position, channel.healing or [])
+        if isinstance(merged, Gap):
+            channel.healing = []
+            return False
+        channel.healing = None
+        for publication in merged[0]:
+            self._deliver(channel, publication)
+        channel.move_to(merged[1])
+        return True
+
+    def reset(self, channel: Channel, position: Position) -> None:
+        """Go on from `position`; the members are told by the caller that something is lost."""
+        self.flush()
+        channel.healing = None
+        channel.ahead = None
+        channel.move_to(position)
+
+    # Delivery
+
+    def _deliver(self, channel: Channel, publication: Publication) -> None:
+        if not channel.members:
+            return
+        if not channel.pending:
+            self._dirty.append(channel)
+        channel.pending.append(publication)
+        if publication.exclude:
+            receiver = self.sessions.get(publication.exclude)
+            if receiver is not None:
+                self._own_of(receiver.outbox).skips.add(len(self._log))
+        if channel.ahead is not None:
+            self._skip_those_ahead(channel, channel.ahead, publication.offset)
+        self._log.append((channel, publication))
+        self._schedule()
+
+    def _skip_those_ahead(self, channel: Channel, ahead: dict[Receiver, int], offset: int) -> None:
+        for receiver, reached in list(ahead.items()):
+            if offset and offset <= reached:
+                self._own_of(receiver.outbox).skips.add(len(self._log))
+            if channel.offset >= reached:
+                del ahead[receiver]
+        if not ahead:
+            channel.ahead = None
+
+    def push(self, receiver: Receiver, *messages: bytes) -> None:
+        """Send messages to one session, after all that it was sent before."""
+        own = self._own_of(receiver.outbox)
+        for message in messages:
+            own.messages.append((len(self._log), message))
+        self._schedule()
+
+    def _own_of(self, outbox: Outbox) -> _Own:
+        own = self._own.get(outbox)
+        if own is None:
+            own = self._own[outbox] = _Own()
+        return own
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what this turn has gathered. Called when it ends, or earlier."""
+        self._scheduled = False
+        if not self._dirty and not self._own:
+            return
+        log, self._log = self._log, []
+        own, self._own = self._own, {}
+        dirty, self._dirty = self._dirty, []
+        if len(dirty) == 1:
+            self._flush_one(dirty[0], own)
+        else:
+            self._flush_many(dirty, log, own)
+
+    def _encode(self, channel: Channel, wire: Wire, run: list[Publication]) -> list[bytes]:
+        self.encoded += len(run)
+        ns, room = channel.ns, channel.room
+        return [wire.event(ns, room, publication) for publication in run]
+
+    def _flush_one(self, channel: Channel, own: dict[Outbox, _Own]) -> None:
+        run, channel.pending = channel.pending, []
+        for wire, group in channel.groups.items():
+            messages = self._encode(channel, wire, run)
+            chunks = wire.frames(messages)
+            self.delivered += len(run) * len(group)
+            chunk = chunks[0] if len(chunks) == 1 else None
+            for outbox in group:
+                if own and outbox in own:
+                    self._write_own(outbox, own.pop(outbox), messages, run)
+                elif outbox.congested:
+                    self._write_slowly(outbox, messages, run)
+                elif chunk is not None:
+                    self.writes += 1
+                    outbox.push(chunk)
+                else:
+                    self._write(outbox, chunks)
+        # Those that are left are not members.
+        for outbox, theirs in own.items():
+            self._write_own(outbox, theirs, [], [])
+
+    def _flush_many(
+        self,
+        dirty: list[Channel],
+        log: list[tuple[Channel, Publication]],
+        own: dict[Outbox, _Own],
+    ) -> None:
+        encoded: dict[tuple[Channel, Wire], list[bytes]] = {}
+        runs: dict[Outbox, list[Chunk]] = {}
+        for channel in dirty:
+            run, channel.pending = channel.pending, []
+            for wire, group in channel.groups.items():
+                messages = encoded[channel, wire] = self._encode(channel, wire, run)
+                chunks = wire.frames(messages)
+                self.delivered += len(run) * len(group)
+                for outbox in group:
+                    if own and outbox in own:
+                        continue
+                    if outbox.congested:
+                        self._write_slowly(outbox, messages, run)
+                    else:
+                        runs.setdefault(outbox, []).extend(chunks)
+        for outbox, parts in runs.items():
+            self._write(outbox, parts)
+        for outbox, theirs in own.items():
+            wire = outbox.wire
+            taken: dict[Channel, int] = {}
+            messages = []
+            publications = []
+            skips = set()
+            shift = [0] * (len(log) + 1)
+            for number, (channel, publication) in enumerate(log):
+                shift[number] = len(messages)
+                if (channel, wire) not in encoded:
+                    continue
+                index = taken.get(channel, 0)
+                taken[channel] = index + 1
+                if outbox in channel.groups[wire]:
+                    if number in theirs.skips:
+                        skips.add(len(messages))
+                    messages.append(encoded[channel, wire][index])
+                    publications.append(publication)
+            shift[len(log)] = len(messages)
+            moved = _Own()
+            moved.skips = skips
+            moved.messages = [(shift[number], message) for number, message in theirs.messages]
+            self._write_own(outbox, moved, messages, publications)
+
+    def _write_own(
+        self, outbox: Outbox, own: _Own, messages: list[bytes], run: list[Publication]
+    ) -> None:
+        mixed: list[bytes] = []
+        done = 0
+        for before, message in own.messages:
+            mixed.extend(_without(messages, done, before, own.skips))
+            mixed.append(message)
+            done = before
+        mixed.extend(_without(messages, done, len(messages), own.skips))
+        self.delivered -= sum(1 for number in own.skips if number < len(messages))
+        if not mixed:
+            return
+        if outbox.congested and len(own.messages) < len(mixed):
+            self._write_mixed_slowly(outbox, own, messages, run)
+        else:
+            self._write(outbox, outbox.wire.frames(mixed))
+
+    def _write_mixed_slowly(
+        self, outbox: Outbox, own: _Own, messages: list[bytes], run: list[Publication]
+    ) -> None:
+        """What is volatile or conflated must reach a slow connection's outbox on its own."""
+        done = 0
+        for before, message in [*own.messages, (len(messages), b"")]:
+            for number in range(done, min(before, len(messages))):
+                if number not in own.skips:
+                    self._write_slowly(outbox, messages[number : number + 1], [run[number]])
+            if message:
+                self._write(outbox, outbox.wire.frames([message]))
+            done = before
+
+    def _write(self, outbox: Outbox, chunks: Sequence[Chunk]) -> None:
+        if len(chunks) > 1:
+            joined = outbox.wire.join(chunks)
+            if joined is not None:
+                chunks = (joined,)
+        for chunk in chunks:
+            self.writes += 1
+            outbox.push(chunk)
+
+    def _write_slowly(self, outbox: Outbox, messages: list[bytes], run: list[Publication]) -> None:
+        for message, publication in zip(messages, run, strict=True):
+            for chunk in outbox.wire.frames((message,)):
+                self.writes += 1
+                outbox.push(chunk, publication.volatile, publication.key)
+
+
+def _without(messages: list[bytes], start: int, end: int, skips: set[int]) -> Iterable[bytes]:
+    if not skips:
+        return messages[start:end]
+    return [
+        messages[number] for number in range(start, min(end, len(messages))) if number not in skips
+    ]

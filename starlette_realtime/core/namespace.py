@@ -1,0 +1,161 @@
+"""What the app registers: rooms, handlers, hooks, observers. Nothing here runs anything."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from inspect import isawaitable
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from ..auth.base import AuthBackend
+from ..errors import ConfigurationError
+from ..events import Command
+from .handlers import Handler, caller_locals
+from .router import Feature, RoomOptions, RoomType, Router, _check_event_name
+from .session import Member, Session
+
+logger = logging.getLogger("starlette_realtime")
+
+F = TypeVar("F", bound=Callable[..., Any])
+ServerEvent = Literal["connection", "message", "room-joined", "room-left", "disconnection", "error"]
+SERVER_EVENTS: frozenset[str] = frozenset(ServerEvent.__args__)  # type: ignore[attr-defined]
+CallNext = Callable[[], Awaitable[Any]]
+
+
+class Happening(msgspec.Struct, frozen=True, kw_only=True):
+    """What an observer is told. Which members are set depends on `name`:
+
+    connection, disconnection: `session` (and `code`); message: `session`, `command`; room-joined,
+    room-left: `session`, `member`, `room`; error: `session`, `error`, and `command` if one caused it.
+    """
+
+    name: ServerEvent
+    session: Session
+    member: Member | None = None
+    room: str | None = None
+    command: Command | None = None
+    error: Exception | None = None
+    code: int | None = None
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What middleware sees of an event: who sent which command."""
+
+    session: Session
+    command: Command
+
+    @property
+    def member(self) -> Member | None:
+        """The sender's membership in the command's room, if it has one."""
+        return self.session.memberships.get(self.command.room) if self.command.room else None
+
+
+class ConnectionContext(msgspec.Struct, kw_only=True):
+    """What connection-level middleware sees: the session that is about to be opened. Raising a
+    `ClientError` or `CloseConnection` refuses it."""
+
+    session: Session
+
+
+Middleware = Callable[[Any, CallNext], Awaitable[Any]]
+
+
+class Namespace:
+    """A set of rooms and handlers with its own authentication, spoken to under a name."""
+
+    def __init__(self, name: str, auth: AuthBackend) -> None:
+        if not re.fullmatch(r"/[A-Za-z0-9_./-]{0,100}", name):
+            raise ConfigurationError(f"namespace {name!r}: write it like '/admin'")
+        self.name = name
+        self.auth = auth
+        self.router = Router()
+        self.handlers: dict[str, Handler] = {}
+        self.event_middleware: list[Middleware] = []
+        self.connection_middleware: list[Middleware] = []
+        self._observers: dict[str, list[Callable[[Happening], Any]]] = {}
+
+    def room(
+        self,
+        pattern: str,
+        *,
+        features: Iterable[Feature] = (),
+        history: int | None = None,
+        history_age: float | None = None,
+        recent: int | None = None,
+        presence: Literal["full", "counts", "none"] = "full",
+        broadcast: bool = True,
+    ) -> RoomType:
+        """Add a kind of room: every name that fits `pattern`, written as Starlette's routes are,
+        without the leading slash: `"chat/{room_id:int}"`. See `RoomOptions` for the rest."""
+        options = RoomOptions(
+            history=history,
+            history_age=history_age,
+            recent=recent,
+            presence=presence,
+            broadcast=broadcast,
+        )
+        room_type = RoomType(pattern, options, features)
+        self.router.add(room_type)
+        return room_type
+
+    def event(self, name: str) -> Callable[[F], F]:
+        """Register the handler of an event that belongs to no room: called with `session` and the
+        payload; what it returns is the ack."""
+        _check_event_name(name)
+
+        def register(function: F) -> F:
+            if name in self.handlers:
+                raise ConfigurationError(f"there is a handler for {name!r} already")
+            self.handlers[name] = Handler(
+                function, {"session": Session}, locals_=caller_locals(), payload=True
+            )
+            return function
+
+        return register
+
+    def on(self, name: ServerEvent) -> Callable[[F], F]:
+        """Register an observer, sync or async, of what the server does. It is called with a
+        `Happening`; what it raises is logged and changes nothing."""
+        if name not in SERVER_EVENTS:
+            raise ConfigurationError(
+                f"{name!r} is not one of {', '.join(sorted(SERVER_EVENTS))}; "
+                "clients' events are handled by room(...).on or event"
+            )
+
+        def register(function: F) -> F:
+            self._observers.setdefault(name, []).append(function)
+            return function
+
+        return register
+
+    def middleware(self, kind: Literal["connection", "event"]) -> Callable[[F], F]:
+        """Register `async def m(ctx, call_next)` around every connection or every event; the first
+        one registered is the outermost."""
+        target = {"connection": self.connection_middleware, "event": self.event_middleware}.get(
+            kind
+        )
+        if target is None:
+            raise ConfigurationError(f"middleware is for 'connection' or 'event', not {kind!r}")
+
+        def register(function: F) -> F:
+            target.append(function)
+            return function
+
+        return register
+
+    def observed(self, name: ServerEvent) -> bool:
+        """Whether anyone observes `name`: asked first where building a `Happening` would cost."""
+        return name in self._observers
+
+    async def emit(self, happening: Happening) -> None:
+        """Tell the observers."""
+        for observer in self._observers.get(happening.name, ()):
+            try:
+                result = observer(happening)
+                if isawaitable(result):
+                    await result
+            except Exception:
+                logger.exception("an observer of %r raised", happening.name)

@@ -1,0 +1,192 @@
+"""What waits to be sent to one connection, bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from ..errors import ClientError
+from ..events import Position, Publication
+
+Chunk = bytes | str
+"""What a door writes at once: wire bytes, or the text of one frame."""
+
+
+class Wire(Protocol):
+    """How words become what one kind of door writes: a protocol's codec and the door's framing.
+
+    One instance serves all connections of its kind, which is what lets an event be encoded once for
+    all of them. Messages are bytes of the protocol; `frames` turns a run of them into as few chunks
+    as the framing allows, and `join` puts chunks that were made apart into one, or returns None
+    where the framing cannot.
+    """
+
+    def frames(self, messages: Sequence[bytes]) -> Sequence[Chunk]: ...
+    def join(self, chunks: Sequence[Chunk]) -> Chunk | None: ...
+
+    def event(self, ns: str, room: str | None, publication: Publication) -> bytes: ...
+    def request(self, ns: str, room: str | None, event: str, data: bytes, id: int) -> bytes: ...
+    def connected(self, ns: str, hello: Hello) -> bytes: ...
+    def ack(self, ns: str, id: int | str, data: bytes) -> bytes: ...
+    def error(self, ns: str, error: ClientError, id: int | str | None) -> bytes: ...
+    def joined(self, ns: str, joined: Joined, id: int | str | None) -> bytes: ...
+    def left(self, ns: str, room: str, id: int | str | None, reason: str | None) -> bytes: ...
+    def pong(self, ns: str, timestamp: int) -> bytes: ...
+    def ping(self) -> bytes | None: ...
+
+
+class Hello(msgspec.Struct, frozen=True, rename="camel"):
+    """What a client is told first. Times in milliseconds, sizes in bytes."""
+
+    session_id: str
+    client_id: str
+    user_id: str | None
+    server_time: int
+    ping_interval: int
+    ping_timeout: int
+    max_payload: int
+    resume: str = ""
+    resumed: bool = False
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """What a client is told of a room it has joined. `recent` is a JSON array."""
+
+    room: str
+    members: list[msgspec.Raw]
+    recent: bytes
+    position: Position
+    recovered: bool | None = None
+    count: int = 0
+
+
+class _Waiting:
+    __slots__ = ("chunk", "key", "volatile")
+
+    def __init__(self, chunk: Chunk, volatile: bool, key: str) -> None:
+        self.chunk = chunk
+        self.volatile = volatile
+        self.key = key
+
+
+class Outbox:
+    """The queue of one connection and its way to the socket.
+
+    With a direct `write` (it takes the chunk and returns whether the socket takes more at once) a
+    chunk goes straight out while the socket keeps up. Without one, `wake` is called when there is
+    something to `take`. Either way, what waits is at most `limit` bytes; when it would be more,
+    `overflow` is called, once, and everything waiting is dropped.
+    """
+
+    __slots__ = (
+        "_keys",
+        "_overflow",
+        "_queue",
+        "_wake",
+        "closed",
+        "congested",
+        "dropped",
+        "limit",
+        "ready",
+        "size",
+        "soft",
+        "wire",
+        "write",
+    )
+
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        limit: int,
+        overflow: Callable[[], object],
+        write: Callable[[Chunk], bool] | None = None,
+        wake: Callable[[], object] | None = None,
+    ) -> None:
+        self.wire = wire
+        self.limit = limit
+        # From here on a receiver counts as slow: volatile publications are dropped for it.
+        self.soft = 0 if write is not None else limit // 8
+        self.write = write
+        self.ready = write is not None
+        self.congested = False
+        self.closed = False
+        self.size = 0
+        self.dropped = 0
+        self._wake = wake
+        self._overflow = overflow
+        self._queue: deque[_Waiting] | None = None
+        self._keys: dict[str, _Waiting] | None = None
+
+    def push(self, chunk: Chunk, volatile: bool = False, key: str = "") -> None:
+        """Send `chunk`, or keep it until the socket takes it."""
+        if self.ready:
+            self.ready = self.write(chunk)  # type: ignore[misc]
+            self.congested = not self.ready
+            return
+        if self.closed:
+            return
+        if self.congested:
+            if volatile:
+                self.dropped += 1
+                return
+            if key and self._keys and (older := self._keys.get(key)) is not None:
+                # The newer one takes the place at the end: before later offsets it would make
+                # the client take these for duplicates.
+                self.size -= len(older.chunk)
+                older.chunk = b""
+                self.dropped += 1
+        waiting = _Waiting(chunk, volatile, key)
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append(waiting)
+        if key:
+            if self._keys is None:
+                self._keys = {}
+            self._keys[key] = waiting
+        self.size += len(chunk)
+        self._check()
+        if self._wake is not None:
+            self._wake()
+
+    def _check(self) -> None:
+        self.congested = self.size > self.soft
+        if self.size > self.limit and not self.closed:
+            self.close()
+            self._overflow()
+
+    def take(self) -> list[Chunk]:
+        """Return all that waits, oldest first, and keep it no longer."""
+        if not self._queue:
+            return []
+        chunks = [waiting.chunk for waiting in self._queue if waiting.chunk]
+        self._queue = self._keys = None
+        self.size = 0
+        self.congested = False
+        return chunks
+
+    def resume(self) -> None:
+        """The socket takes more: write what waits, as far as it goes."""
+        if self.closed or self.write is None:
+            return
+        self.ready = True
+        while self._queue and self.ready:
+            waiting = self._queue.popleft()
+            self.size -= len(waiting.chunk)
+            if self._keys is not None and self._keys.get(waiting.key) is waiting:
+                del self._keys[waiting.key]
+            if waiting.chunk:
+                self.ready = self.write(waiting.chunk)
+        if not self._queue:
+            self._queue = self._keys = None
+        self.congested = not self.ready
+
+    def close(self) -> None:
+        """Take nothing more and forget what waits."""
+        self.closed = True
+        self.ready = False
+        self._queue = self._keys = None
+        self.size = 0

@@ -1,0 +1,100 @@
+"""A room as the app sees it: by name, whether or not anyone of this process is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..events import Draft, Lane, Page, Published
+from ..presence.base import Counts, MemberPage
+from ..protocols import payload
+from .session import Member, Session
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .router import RoomType
+
+
+class Room:
+    """A room of a namespace.
+
+    Attributes:
+        name: as clients write it, `"chat/7"`.
+        params: the path parameters of its pattern, converted.
+    """
+
+    __slots__ = ("_engine", "name", "params", "type")
+
+    def __init__(
+        self, engine: Engine, name: str, room_type: RoomType, params: Mapping[str, Any]
+    ) -> None:
+        self._engine = engine
+        self.name = name
+        self.type = room_type
+        self.params = params
+
+    async def publish(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        id: str | None = None,
+        exclude: Member | Session | None = None,
+        keep: bool = True,
+        volatile: bool = False,
+        key: str = "",
+        amends: str = "",
+        amended: Any = None,
+    ) -> Published:
+        """Publish an event to the room's members on every process, and keep it in its history.
+
+        Args:
+            id: makes a second call harmless: it publishes nothing and returns the first one's
+                position. Inside a handler it is derived from the client's `messageId` if that is
+                given, so that a message that is sent again does not take effect again.
+            exclude: a member that does not get it.
+            keep: False leaves no trace in the history; who is not connected misses it.
+            volatile: may be dropped for a slow receiver; implies `keep=False`.
+            key: for a receiver that is slow, a later event with this key replaces this one.
+            amends: id of an earlier event whose payload in the history becomes `amended`.
+
+        Raises:
+            BrokerUnavailable: the backend did not answer.
+        """
+        draft = Draft(
+            event=event,
+            data=payload.dump(data),
+            id=id if id is not None else self._engine.next_publication_id(),
+            lane=Lane.HISTORY if keep and not volatile else Lane.NONE,
+            exclude=_session_id(exclude),
+            volatile=volatile,
+            key=key,
+            amends=amends,
+            amended=payload.dump(amended) if amends else b"",
+        )
+        return await self._engine.publish(self, draft)
+
+    async def history(
+        self, *, before: int | None = None, after: int | None = None, limit: int = 50
+    ) -> Page:
+        """Return a page of what is kept, oldest first; see `HistoryBroker.page`."""
+        return await self._engine.page(self, before=before, after=after, limit=limit)
+
+    async def members(self, *, cursor: str = "", limit: int = 100) -> MemberPage:
+        """Return who is here, over all processes."""
+        return await self._engine.presence.members(
+            self._engine.room_channel(self.name), cursor=cursor, limit=limit
+        )
+
+    async def counts(self) -> Counts:
+        """Return how many users and sessions are here, over all processes."""
+        return await self._engine.presence.counts(self._engine.room_channel(self.name))
+
+    def __repr__(self) -> str:
+        return f"<Room {self.name!r}>"
+
+
+def _session_id(who: Member | Session | None) -> str:
+    if who is None:
+        return ""
+    return who.session.id if isinstance(who, Member) else who.id

@@ -1,0 +1,313 @@
+"""A running server: the hub, the stores and the few tasks behind all connections, as one block."""
+
+from __future__ import annotations
+
+import logging
+import time
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from operator import attrgetter
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+from anyio.abc import TaskGroup
+
+from ..brokers.base import Broker, HistoryBroker
+from ..errors import BrokerUnavailable, CloseCode, ConfigurationError
+from ..events import Position, Publication
+from ..presence.base import PresenceStore
+from .hub import Channel, Hub
+from .options import Options
+from .session import Connection, Session
+from .timers import Timers
+from .turns import OncePerTurn, soon
+
+logger = logging.getLogger("starlette_realtime")
+
+
+class Stores(msgspec.Struct, frozen=True):
+    """The backends a server runs on."""
+
+    broker: Broker
+    presence: PresenceStore
+
+
+class Runtime:
+    """What is shared by all namespaces and connections of a running server."""
+
+    tasks: TaskGroup
+
+    def __init__(self, options: Options, stores: Stores) -> None:
+        self.options = options
+        self.broker = stores.broker
+        self.history = stores.broker if isinstance(stores.broker, HistoryBroker) else None
+        self.presence = stores.presence
+        self.hub = Hub(soon(), self._heal)
+        self.timers = Timers()
+        self.connections: set[Connection] = set()
+        self.stopping = False
+        self.reads: OncePerTurn[Any, Any] = OncePerTurn()
+        # By namespace: told about a channel whose history no longer reaches, so that its members
+        # learn of it.
+        self.resetters: dict[str, Callable[[Channel], Awaitable[None]]] = {}
+        self._subscribing: dict[str, anyio.Event] = {}
+        self._empty = anyio.Event()
+        self.gaps_healed = 0
+        self.gaps_lost = 0
+
+    # Channels
+
+    async def subscribe(self, channel: Channel) -> None:
+        """Make sure the broker sends what is published to `channel`."""
+        while not channel.subscribed:
+            under_way = self._subscribing.get(channel.name)
+            if under_way is not None:
+                await under_way.wait()
+                continue
+            done = self._subscribing[channel.name] = anyio.Event()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self.broker.subscribe([channel.name])
+                channel.subscribed = True
+            finally:
+                del self._subscribing[channel.name]
+                done.set()
+
+    def release(self, channel: Channel) -> None:
+        """Let go of `channel` if nobody here is in it any more."""
+        if channel.idle and self.hub.channels.get(channel.name) is channel:
+            self.tasks.start_soon(self._unsubscribe, channel)
+
+    async def _unsubscribe(self, channel: Channel) -> None:
+        while channel.idle and channel.name in self._subscribing:
+            await self._subscribing[channel.name].wait()
+        if not channel.idle or self.hub.channels.get(channel.name) is not channel:
+            return
+        done = self._subscribing[channel.name] = anyio.Event()
+        try:
+            # From here on a join finds the channel unsubscribed, and waits for its turn.
+            channel.subscribed = False
+            channel.epoch = None
+            await self.broker.unsubscribe([channel.name])
+        except BrokerUnavailable:
+            logger.warning("could not unsubscribe from %s", channel.name)
+        finally:
+            del self._subscribing[channel.name]
+            done.set()
+        if channel.idle:
+            self.hub.forget(channel)
+
+    # Holes
+
+    def _heal(self, channel: Channel) -> None:
+        self.tasks.start_soon(self._heal_until_whole, channel)
+
+    async def _heal_until_whole(self, channel: Channel) -> None:
+        delay = 0.05
+        while channel.healing is not None and not channel.idle:
+            position = channel.position
+            if self.history is None or position is None:
+                channel.healing = None
+                return
+            try:
+                recovery = await self.history.recover(
+                    channel.name, position, self.options.recover_limit
+                )
+            except BrokerUnavailable:
+                await anyio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+                continue
+            if not recovery.recovered:
+                self.gaps_lost += 1
+                self.hub.reset(channel, recovery.position)
+                await self.resetters[channel.ns](channel)
+                return
+            if self.hub.healed(channel, recovery.publications, recovery.position):
+                self.gaps_healed += 1
+                return
+            await anyio.sleep(delay)
+        channel.healing = None
+
+    # Reading for many at once
+
+    async def recover(self, channel: str, since: Position) -> Read:
+        """Return what followed `since`, or the fact that it can't be told. One read serves all who
+        ask in the same turn of the event loop."""
+        read: Read = await self.reads.ask(
+            (channel, since.epoch), since, lambda all_: self._recover(channel, all_)
+        )
+        return read
+
+    async def _recover(self, channel: str, positions: list[Position]) -> Read:
+        assert self.history is not None
+        lost: set[Position] = set()
+        for since in sorted(positions, key=attrgetter("offset")):
+            if since in lost:
+                continue
+            recovery = await self.history.recover(channel, since, self.options.recover_limit)
+            if recovery.recovered:
+                return Read(recovery.publications, recovery.position, since.offset)
+            lost.add(since)
+        return Read([], recovery.position, None)
+
+    async def recent(self, channel: str, limit: int) -> Read:
+        """Return the newest `limit` of the history lane; shared like `recover`."""
+        read: Read = await self.reads.ask(
+            (channel, limit), None, lambda _: self._recent(channel, limit)
+        )
+        return read
+
+    async def _recent(self, channel: str, limit: int) -> Read:
+        assert self.history is not None
+        page = await self.history.page(channel, limit=limit)
+        return Read(page.publications, page.position, None)
+
+    # Tasks
+
+    async def _beat(self) -> None:
+        """Ping the silent, cut the dead. One task for all connections, a slice of them at a time."""
+        options = self.options
+        interval = min(1.0, options.ping_interval / 4, options.ping_timeout / 4)
+        while True:
+            await anyio.sleep(interval)
+            now = time.monotonic()
+            for number, connection in enumerate(list(self.connections)):
+                if now - connection.heard > options.ping_interval:
+                    self._check(connection, now)
+                if number % 2000 == 1999:
+                    await anyio.lowlevel.checkpoint()
+
+    def _check(self, connection: Connection, now: float) -> None:
+        if connection.busy:
+            connection.heard = now
+        elif connection.pinged < connection.heard:
+            connection.pinged = now
+            ping = connection.outbox.wire.ping()
+            if ping is not None:
+                for session in connection.sessions.values():
+                    self.hub.push(session, ping)
+                    break
+        elif now - connection.pinged > self.options.ping_timeout:
+            connection.close(CloseCode.PING_TIMEOUT, "no answer to ping")
+
+    async def _sweep(self) -> None:
+        """Remove leases whose processes no longer renew them."""
+        while True:
+            await anyio.sleep(min(1.0, self.options.presence_grace / 4 or 1.0))
+            try:
+                await self.presence.expire()
+            except BrokerUnavailable:
+                logger.warning("presence could not be swept: the backend is away")
+            except Exception:
+                logger.exception("sweeping presence failed")
+
+    async def _renew(self, leases: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        """Renew this process's leases; enter again what was lost."""
+        ttl = self.options.presence_ttl
+        while True:
+            await anyio.sleep(ttl / 3)
+            try:
+                gone = await self.presence.renew(leases(), ttl)
+                for channel, session_id in gone:
+                    session = self.hub.sessions.get(session_id)
+                    if isinstance(session, Session) and not session.closed:
+                        await session.engine.reenter(channel, session)
+            except BrokerUnavailable:
+                logger.warning("presence could not be renewed: the backend is away")
+            except Exception:
+                logger.exception("renewing presence failed")
+
+    def _leases(self) -> Iterable[tuple[str, str]]:
+        return [
+            (channel, session.id)
+            for session in list(self.hub.sessions.values())
+            if isinstance(session, Session)
+            for channel in session.engine.leases(session)
+        ]
+
+    def connected(self, connection: Connection) -> None:
+        connection.heard = time.monotonic()
+        self.connections.add(connection)
+
+    def disconnected(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        if not self.connections:
+            self._empty.set()
+
+    async def drain(self) -> None:
+        """Close every connection with 1012 and wait until they are gone, within bounds."""
+        self.stopping = True
+        self.hub.flush()
+        for connection in list(self.connections):
+            connection.close(CloseCode.RESTART, "server restart")
+        with anyio.move_on_after(self.options.shutdown_timeout):
+            while self.connections:
+                self._empty = anyio.Event()
+                await self._empty.wait()
+
+
+class Read:
+    """A piece of history read once for many, with what each wire makes of it.
+
+    `after` is the offset after which `publications` is complete, None when it is just the newest.
+    """
+
+    __slots__ = ("_encoded", "_views", "after", "position", "publications")
+
+    def __init__(
+        self, publications: list[Publication], position: Position, after: int | None
+    ) -> None:
+        self.publications = publications
+        self.position = position
+        self.after = after
+        self._encoded: dict[object, Any] = {}
+
+    def since(self, position: Position) -> list[Publication] | None:
+        """Return what followed `position`; None when it cannot be told without a hole."""
+        if self.after is None or not self.after <= position.offset <= self.position.offset:
+            return None
+        if position.nonce:
+            here = self.position if position.offset == self.position.offset else None
+            known = [p.nonce for p in self.publications if p.offset == position.offset]
+            if here is not None:
+                known.append(here.nonce)
+            if position.offset != self.after and position.nonce not in known:
+                return None
+        start = bisect_right(self.publications, position.offset, key=attrgetter("offset"))
+        return self.publications[start:]
+
+    def once(self, key: object, make: Callable[[list[Publication]], Any]) -> Any:
+        """Return `make(publications)`, made once under `key`."""
+        if key not in self._encoded:
+            self._encoded[key] = make(self.publications)
+        return self._encoded[key]
+
+
+@asynccontextmanager
+async def running(options: Options, stores: Stores) -> AsyncIterator[Runtime]:
+    """Run a server: inside the block it lives; leaving it closes connections and ends every task.
+
+    Raises:
+        ConfigurationError: a backend is not what its URL says.
+    """
+    async with AsyncExitStack() as stack:
+        runtime = Runtime(options, stores)
+        try:
+            await stack.enter_async_context(stores.broker.run(runtime.hub))
+            await stack.enter_async_context(stores.presence.run())
+        except BrokerUnavailable as error:
+            raise ConfigurationError(f"the backend cannot be reached: {error}") from error
+        tasks = runtime.tasks = await stack.enter_async_context(anyio.create_task_group())
+        tasks.start_soon(runtime.timers.run)
+        tasks.start_soon(runtime._beat)
+        tasks.start_soon(runtime._sweep)
+        tasks.start_soon(runtime._renew, runtime._leases)
+        try:
+            yield runtime
+        finally:
+            with anyio.CancelScope(shield=True):
+                await runtime.drain()
+            tasks.cancel_scope.cancel()

@@ -1,0 +1,80 @@
+"""Turns of the event loop: doing a thing once at the end of one, and reading once for all who ask in one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ..errors import Unavailable
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+Soon = Callable[[Callable[[], object]], object]
+
+
+def soon() -> Soon:
+    """Return the running loop's own way to call a function once the present turn is over."""
+    try:
+        return asyncio.get_running_loop().call_soon
+    except RuntimeError:
+        import trio
+
+        return trio.lowlevel.current_trio_token().run_sync_soon
+
+
+class _Batch(Generic[Request, Answer]):
+    __slots__ = ("answer", "done", "error", "requests")
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.done = anyio.Event()
+        self.answer: Answer | None = None
+        self.error: Exception | None = None
+
+
+class OncePerTurn(Generic[Request, Answer]):
+    """One read for all who ask for the same key in the same turn.
+
+    A thousand clients that join one room together cost one read of its history, and its encoding.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[Hashable, _Batch[Request, Answer]] = {}
+
+    async def ask(
+        self,
+        key: Hashable,
+        request: Request,
+        read: Callable[[list[Request]], Awaitable[Answer]],
+    ) -> Answer:
+        """Return what `read` returns for all of this turn's requests under `key`.
+
+        Whatever `read` sees is at least as new as this call.
+        """
+        batch = self._open.get(key)
+        if batch is not None:
+            batch.requests.append(request)
+            await batch.done.wait()
+        else:
+            batch = self._open[key] = _Batch()
+            batch.requests.append(request)
+            # Shielded: the others' answer must not hang on this one's connection.
+            with anyio.CancelScope(shield=True):
+                try:
+                    await checkpoint()
+                    del self._open[key]
+                    batch.answer = await read(batch.requests)
+                except Exception as error:
+                    self._open.pop(key, None)
+                    batch.error = error
+                finally:
+                    batch.done.set()
+        if batch.error is not None:
+            raise batch.error
+        if batch.answer is None:
+            raise Unavailable
+        return batch.answer

@@ -1,0 +1,138 @@
+"""The package's words: frozen values that travel between its floors. No behaviour, no I/O.
+
+Times are integers in milliseconds since the Unix epoch; durations are floats in seconds. A payload
+in canonical form is JSON in UTF-8, with bytes as `protocols.payload` writes them.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in a channel's stream: after the publication with this `offset`, within `epoch`.
+
+    `nonce` names the very publication at `offset`, where a broker can lose acknowledged writes in
+    a failover; empty elsewhere.
+    """
+
+    epoch: str
+    offset: int
+    nonce: str = ""
+
+
+class Lane(enum.IntEnum):
+    """Where in a channel's stream a publication is kept.
+
+    The two kept lanes share one run of offsets and are trimmed separately, so that arrivals and
+    departures never push messages out.
+    """
+
+    NONE = 0
+    """Not kept, no offset: delivered at most once to who is there."""
+    HISTORY = 1
+    PRESENCE = 2
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """What a publisher hands to a broker."""
+
+    event: str
+    data: bytes
+    """The payload in canonical form."""
+    id: str = ""
+    """Idempotency key within the channel; empty for none. Also what `amends` refers to."""
+    lane: Lane = Lane.HISTORY
+    exclude: str = ""
+    """Id of a session that does not get it."""
+    volatile: bool = False
+    """May be dropped for a slow receiver."""
+    key: str = ""
+    """For a slow receiver, a later publication with the same key replaces this one."""
+    amends: str = ""
+    """Id of an earlier kept publication whose stored payload becomes `amended`."""
+    amended: bytes = b""
+    time: int = 0
+
+
+class Publication(msgspec.Struct, frozen=True, array_like=True):
+    """What a broker announces and keeps. `offset` is 0 when it is not kept."""
+
+    event: str
+    data: bytes
+    offset: int = 0
+    epoch: str = ""
+    id: str = ""
+    lane: int = 0
+    exclude: str = ""
+    volatile: bool = False
+    key: str = ""
+    time: int = 0
+    nonce: str = ""
+    previous: str = ""
+    """Nonce of the publication at `offset - 1`, where the broker has nonces."""
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.offset, self.nonce)
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What a broker answers: where the publication stands. `duplicate` when its id had been
+    published before, and nothing was announced now."""
+
+    position: Position
+    duplicate: bool = False
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """How much of a channel's stream is kept."""
+
+    size: int = 1000
+    """Publications in the history lane."""
+    age: float = 86_400.0
+    """Seconds after which a kept publication goes."""
+    presence: int = 1000
+    """Publications in the presence lane."""
+
+
+class Recovery(msgspec.Struct, frozen=True):
+    """What followed a position, oldest first, and where the stream ends.
+
+    When `recovered` is false (foreign epoch, fork, trimmed) `publications` is empty.
+    """
+
+    publications: list[Publication]
+    position: Position
+    recovered: bool
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page of the history lane, oldest first. `more`: whether there is more in that direction."""
+
+    publications: list[Publication]
+    position: Position
+    more: bool = False
+
+
+class Command(msgspec.Struct, frozen=True):
+    """One message from a client, as every protocol's codec hands it to the engine."""
+
+    type: str
+    id: int | str | None = None
+    room: str | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    since: Position | None = None
+    message_id: str = msgspec.field(default="", name="messageId")
+    ns: str = "/"
+
+
+class MemberInfo(msgspec.Struct, frozen=True):
+    """A user in a room, as lists of members show it."""
+
+    user_id: str = msgspec.field(name="userId")
+    user: Any = None
+    status: str = "online"

@@ -1,0 +1,168 @@
+"""The native protocol: JSON objects in text frames (docs/protocol.md). Pure: text in, commands out;
+words in, bytes out."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+from ..errors import ClientError, InvalidMessage
+from ..events import Command, Position, Publication
+from .payload import too_deep
+
+SUBPROTOCOL: Final = "realtime.v1"
+"""Offered by clients that take several objects in one frame."""
+TOKEN_PREFIX: Final = "realtime.token."
+"""Start of the subprotocol entry that carries a token."""
+MAX_OBJECTS: Final = 256
+"""Objects a client may put into one frame."""
+MAX_NAME: Final = 255
+MAX_DEPTH: Final = 64
+MAX_ID: Final = 255
+"""Characters of an `id` that is a string; one that is a number has at most 64 bits."""
+MAX_MESSAGE_ID: Final = 64
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+_command = msgspec.json.Decoder(Command)
+_loose = msgspec.json.Decoder(dict[str, Any])
+_any = msgspec.json.Decoder()
+_json = msgspec.json.Encoder().encode
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A message that could not be taken, the error its sender gets and the id it was sent under."""
+
+    error: ClientError
+    id: int | str | None = None
+
+
+def decode(frame: str | bytes, *, several: bool = False) -> list[Command | Refused]:
+    """Return what one frame holds, in order; what cannot be taken stands as `Refused` in its place.
+
+    With `several` the frame may hold newline-separated objects.
+    """
+    if isinstance(frame, str):
+        try:
+            raw = frame.encode()
+        except UnicodeEncodeError:
+            return [Refused(InvalidMessage())]
+    else:
+        raw = bytes(frame)
+    if not several:
+        return [_decode_one(raw)]
+    raw = raw.strip(b" \t\r\n")
+    if raw.count(b"\n") >= MAX_OBJECTS:
+        return [Refused(InvalidMessage(f"Invalid message format: more than {MAX_OBJECTS} objects"))]
+    return [_decode_one(line) for line in raw.split(b"\n") if line.strip()] or [
+        Refused(InvalidMessage())
+    ]
+
+
+def _decode_one(raw: bytes) -> Command | Refused:
+    try:
+        command = _command.decode(raw)
+        # The command's decoder steps over `data` without a look at its UTF-8 and numbers. It may
+        # go on to others as it stands, and must not be what breaks their connections.
+        _any.decode(command.data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Refused(InvalidMessage(), _id_of(raw))
+    id = command.id
+    if id is not None and not _echoes(id):
+        return Refused(InvalidMessage("Invalid message format: id too long"))
+    if too_deep(raw, MAX_DEPTH):
+        return Refused(InvalidMessage("Invalid message format: nested too deeply"), id)
+    for name in (command.type, command.room, command.ns):
+        if name is not None and (not 0 < len(name) <= MAX_NAME or _CONTROL.search(name)):
+            return Refused(InvalidMessage("Invalid message format: bad name"), id)
+    if len(command.message_id) > MAX_MESSAGE_ID:
+        return Refused(InvalidMessage("Invalid message format: messageId too long"), id)
+    if b"\n" in raw:
+        # Newlines separate the objects of a frame: in a payload that is spliced into one, what
+        # follows a newline would be read as a message of the server's own.
+        data = msgspec.Raw(msgspec.json.format(command.data, indent=-1))
+        return msgspec.structs.replace(command, data=data)
+    return command
+
+
+def _echoes(id: int | str) -> bool:
+    """Whether `id` is short enough to be repeated in an answer."""
+    return len(id) <= MAX_ID if isinstance(id, str) else -(1 << 63) <= id < 1 << 63
+
+
+def _id_of(raw: bytes) -> int | str | None:
+    """The id of a message that is broken elsewhere, so that its sender learns which one it was."""
+    try:
+        found = _loose.decode(raw).get("id")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | str):
+        return None
+    return found if _echoes(found) else None
+
+
+@lru_cache(maxsize=4096)
+def _text(name: str) -> bytes:
+    return _json(name)
+
+
+@lru_cache(maxsize=4096)
+def _event_head(ns: str, room: str | None, event: str) -> bytes:
+    head = b'{"type":' + _json(event)
+    if ns != "/":
+        head += b',"ns":' + _json(ns)
+    if room is not None:
+        head += b',"room":' + _json(room)
+    return head
+
+
+def encode_event(ns: str, room: str | None, publication: Publication) -> bytes:
+    """Return the message a publication is to a client: spliced, because this is the hot path."""
+    head = _event_head(ns, room, publication.event)
+    if not publication.offset:
+        return b'%b,"data":%b}' % (head, publication.data)
+    if publication.nonce:
+        return b'%b,"offset":%d,"nonce":%b,"data":%b}' % (
+            head,
+            publication.offset,
+            _text(publication.nonce),
+            publication.data,
+        )
+    return b'%b,"offset":%d,"data":%b}' % (head, publication.offset, publication.data)
+
+
+def encode(type: str, ns: str = "/", /, **members: Any) -> bytes:
+    """Return the message `{"type": type, …members}`. Payloads among the members are `msgspec.Raw`;
+    a member that is `None` is sent as `null`, one that is `msgspec.UNSET` is left out."""
+    message: dict[str, Any] = {"type": type}
+    if ns != "/":
+        message["ns"] = ns
+    for name, value in members.items():
+        if value is not msgspec.UNSET:
+            message[name] = value
+    return _json(message)
+
+
+def encode_error(error: ClientError, id: int | str | None = None, ns: str = "/") -> bytes:
+    """Return the `error` message for `error`."""
+    return encode(
+        "error",
+        ns,
+        code=error.error_code,
+        error=error.error,
+        retry=error.retry,
+        id=msgspec.UNSET if id is None else id,
+    )
+
+
+def position(position: Position) -> dict[str, Any] | None:
+    """Return a position as clients keep it; None where nothing is kept."""
+    if not position.epoch:
+        return None
+    wire: dict[str, Any] = {"epoch": position.epoch, "offset": position.offset}
+    if position.nonce:
+        wire["nonce"] = position.nonce
+    return wire

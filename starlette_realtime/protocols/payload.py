@@ -1,0 +1,186 @@
+"""Payloads in canonical form: JSON in UTF-8, with bytes as `{"$bytes": "<base64>"}`.
+
+The law: for every payload `p` of JSON values and bytes, `load(dump(p)) == p`. An object that looks
+like one of ours, its only member `$bytes` or `$escaped`, is wrapped once in `{"$escaped": …}`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from ..errors import InvalidMessage
+
+_MARKS = ("$bytes", "$escaped")
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
+# `$`, or a letter of `bytes` or `escaped`, written as an escape.
+_ESCAPED_MARK = re.compile(rb"\\u00(?:24|6[1-5]|7[0349])")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_AS_SQUARE = bytes.maketrans(b"{}", b"[]")
+
+
+def _enc_hook(value: Any) -> Any:
+    # Pydantic models, told by shape so that the package need not import Pydantic.
+    dump_model = getattr(value, "model_dump", None)
+    if dump_model is not None:
+        return dump_model(mode="python")
+    if isinstance(value, msgspec.Raw):
+        return load(bytes(value))
+    raise TypeError(f"{type(value).__name__} cannot be part of a payload")
+
+
+_encode = msgspec.json.Encoder(enc_hook=_enc_hook).encode
+
+
+def _dec_hook(kind: Any, value: Any) -> Any:
+    if not hasattr(kind, "model_validate"):
+        raise TypeError(f"Expected `{getattr(kind, '__name__', kind)}`")
+    return _validate_model(kind, value)
+
+
+def _validate_model(kind: Any, value: Any) -> Any:
+    try:
+        return kind.model_validate(value)
+    except ValueError as error:
+        details = getattr(error, "errors", None)
+        if details is None:
+            raise
+        # Pydantic's own text has several lines, an address and what was sent.
+        first = details()[0]
+        path = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"])
+        raise msgspec.ValidationError(f"{first['msg']} - at `${path}`") from None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON alone can carry `value`. Anything unusual is answered with no."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if kind is dict:
+        if len(value) == 1 and next(iter(value)) in _MARKS:
+            return False
+        return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
+    if kind is list or kind is tuple:
+        return all(map(_is_plain, value))
+    return kind is msgspec.Raw
+
+
+def _wrap(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"$bytes": base64.b64encode(value).decode("ascii")}
+    if isinstance(value, dict):
+        wrapped = {key: _wrap(item) for key, item in value.items()}
+        if len(value) == 1 and next(iter(value)) in _MARKS:
+            return {"$escaped": wrapped}
+        return wrapped
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_wrap(item) for item in value]
+    return value
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, dict):
+        if len(value) == 1:
+            ((key, item),) = value.items()
+            if key == "$bytes" and isinstance(item, str):
+                try:
+                    return base64.b64decode(item, validate=True)
+                except (binascii.Error, ValueError):
+                    raise InvalidMessage from None
+            if key == "$escaped" and isinstance(item, dict):
+                return {name: _unwrap(inner) for name, inner in item.items()}
+        return {key: _unwrap(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unwrap(item) for item in value]
+    return value
+
+
+def dump(value: Any) -> bytes:
+    """Return `value` in canonical form.
+
+    Takes what JSON has, bytes, and what msgspec or Pydantic can turn into these: structs,
+    dataclasses, typed dicts, datetimes, UUIDs, enums, models.
+
+    Raises:
+        TypeError: something in `value` has no such form.
+    """
+    try:
+        if not _is_plain(value):
+            value = _wrap(
+                msgspec.to_builtins(
+                    value,
+                    builtin_types=(bytes, bytearray, memoryview),
+                    str_keys=True,
+                    enc_hook=_enc_hook,
+                )
+            )
+        raw = _encode(value)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise TypeError(f"no part of a payload: {error}") from error
+    except RecursionError:
+        raise TypeError("nested too deeply for a payload") from None
+    # Only a `Raw` brings these; the native protocol separates messages by them.
+    return msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw
+
+
+@lru_cache(maxsize=1024)
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind, dec_hook=_dec_hook)
+
+
+def _may_hold_marks(raw: bytes) -> bool:
+    return (
+        b"$bytes" in raw
+        or b"$escaped" in raw
+        or (b"\\u00" in raw and _ESCAPED_MARK.search(raw) is not None)
+    )
+
+
+def load(raw: bytes, kind: Any = Any) -> Any:
+    """Return the payload that `raw` (canonical form) stands for, validated against the type `kind`.
+
+    Raises:
+        InvalidMessage: `raw` is not JSON, is nested too deeply, or does not fit `kind`.
+    """
+    try:
+        if kind is msgspec.Raw:
+            msgspec.json.decode(raw)
+            return msgspec.Raw(raw)
+        marks = _may_hold_marks(raw)
+        model = hasattr(kind, "model_validate")
+        if not marks and not model and kind is not Any:
+            return _decoder(kind).decode(raw)
+        value = msgspec.json.decode(raw)
+        if marks:
+            value = _unwrap(value)
+        if kind is Any:
+            return value
+        if model:
+            return _validate_model(kind, value)
+        return msgspec.convert(value, kind, str_keys=True, dec_hook=_dec_hook)
+    except msgspec.ValidationError as error:
+        raise InvalidMessage(f"Invalid message format: {error}") from None
+    except (ValueError, RecursionError):
+        # msgspec.DecodeError and UnicodeDecodeError are ValueErrors.
+        raise InvalidMessage from None
+
+
+def too_deep(raw: bytes, limit: int) -> bool:
+    """Whether the JSON text `raw` nests arrays and objects more than `limit` levels deep.
+
+    Takes time proportional to `limit * len(raw)` at worst, at the speed of C.
+    """
+    if raw.count(b"[") + raw.count(b"{") <= limit:
+        return False
+    brackets = _STRINGS.sub(b"", raw).translate(_AS_SQUARE, _NOT_BRACKETS)
+    for _ in range(limit):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)

@@ -1,0 +1,1 @@
+"""Server integrations: a direct way to the socket."""

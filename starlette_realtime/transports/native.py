@@ -1,0 +1,133 @@
+"""The native protocol's wires: its codec with the framing of each door that speaks it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from ..core.outbox import Chunk, Hello, Joined
+from ..errors import ClientError
+from ..events import Publication
+from ..protocols import native
+
+MAX_FRAME: Final = 512 * 1024
+"""Messages are put together into frames of at most about this size (bytes)."""
+
+
+def frame(payload: bytes) -> bytes:
+    """Return `payload` as a server's unfragmented, uncompressed text frame (RFC 6455, section 5.2).
+
+    Such a frame is valid whether or not compression was negotiated (RFC 7692, section 6).
+    """
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + size.to_bytes(1, "big") + payload
+    if size < 65536:
+        return struct.pack("!BBH", 0x81, 126, size) + payload
+    return struct.pack("!BBQ", 0x81, 127, size) + payload
+
+
+def _parts(messages: Sequence[bytes]) -> list[bytes]:
+    """Put messages together, newline-separated, into as few parts as their size allows."""
+    if len(messages) == 1 or sum(map(len, messages)) < MAX_FRAME:
+        return [b"\n".join(messages)]
+    parts: list[bytes] = []
+    part: list[bytes] = []
+    size = 0
+    for message in messages:
+        if part and size + len(message) > MAX_FRAME:
+            parts.append(b"\n".join(part))
+            part, size = [], 0
+        part.append(message)
+        size += len(message) + 1
+    parts.append(b"\n".join(part))
+    return parts
+
+
+class NativeWire:
+    """The native protocol's words. `several`: whether a frame may hold several messages."""
+
+    def __init__(self, *, several: bool) -> None:
+        self.several = several
+
+    def event(self, ns: str, room: str | None, publication: Publication) -> bytes:
+        return native.encode_event(ns, room, publication)
+
+    def request(self, ns: str, room: str | None, event: str, data: bytes, id: int) -> bytes:
+        return native.encode(
+            event,
+            ns,
+            id=id,
+            room=msgspec.UNSET if room is None else room,
+            data=msgspec.Raw(data),
+        )
+
+    def connected(self, ns: str, hello: Hello) -> bytes:
+        return native.encode("connected", ns, **msgspec.to_builtins(hello))
+
+    def ack(self, ns: str, id: int | str, data: bytes) -> bytes:
+        return native.encode("ack", ns, id=id, data=msgspec.Raw(data))
+
+    def error(self, ns: str, error: ClientError, id: int | str | None) -> bytes:
+        return native.encode_error(error, id, ns)
+
+    def joined(self, ns: str, joined: Joined, id: int | str | None) -> bytes:
+        return native.encode(
+            "joined",
+            ns,
+            roomId=joined.room,
+            members=joined.members,
+            count=joined.count,
+            recentMessages=msgspec.Raw(joined.recent),
+            position=native.position(joined.position),
+            recovered=msgspec.UNSET if joined.recovered is None else joined.recovered,
+            id=msgspec.UNSET if id is None else id,
+        )
+
+    def left(self, ns: str, room: str, id: int | str | None, reason: str | None) -> bytes:
+        return native.encode(
+            "left",
+            ns,
+            roomId=room,
+            reason=msgspec.UNSET if reason is None else reason,
+            id=msgspec.UNSET if id is None else id,
+        )
+
+    def pong(self, ns: str, timestamp: int) -> bytes:
+        return native.encode("pong", ns, timestamp=timestamp)
+
+    def ping(self) -> bytes | None:
+        return b'{"type":"ping"}'
+
+
+class TextWire(NativeWire):
+    """For ASGI's `websocket.send`: chunks are texts of frames, shared by their receivers."""
+
+    def frames(self, messages: Sequence[bytes]) -> Sequence[Chunk]:
+        if self.several:
+            return [part.decode() for part in _parts(messages)]
+        return [message.decode() for message in messages]
+
+    def join(self, chunks: Sequence[Chunk]) -> Chunk | None:
+        if self.several and sum(map(len, chunks)) < MAX_FRAME:
+            return "\n".join(chunks)  # type: ignore[arg-type]
+        return None
+
+
+class FrameWire(NativeWire):
+    """For a door that takes bytes of the socket: chunks are whole frames, any number of them."""
+
+    def frames(self, messages: Sequence[bytes]) -> Sequence[Chunk]:
+        if self.several:
+            messages = _parts(messages)
+        return [b"".join(map(frame, messages))]
+
+    def join(self, chunks: Sequence[Chunk]) -> Chunk | None:
+        return b"".join(chunks)  # type: ignore[arg-type]
+
+
+TEXT = {several: TextWire(several=several) for several in (False, True)}
+FRAME = {several: FrameWire(several=several) for several in (False, True)}

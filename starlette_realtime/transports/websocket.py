@@ -1,0 +1,432 @@
+"""The WebSocket door: `<mount>/ws`, native protocol.
+
+One task, the server's own, reads a connection and runs its handlers. Where the server offers a
+direct writer, nothing else is needed; elsewhere one more task writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Protocol
+from urllib.parse import parse_qs
+
+import anyio
+from starlette.types import Message, Receive, Scope, Send
+
+from ..auth.base import User
+from ..auth.credentials import find_credentials
+from ..auth.origin import OriginPolicy
+from ..core.engine import Engine
+from ..core.outbox import Chunk, Outbox
+from ..core.runtime import Runtime
+from ..core.session import Connection
+from ..errors import (
+    AuthenticationRequired,
+    ClientError,
+    CloseCode,
+    CloseConnection,
+    Disconnected,
+    InvalidMessage,
+    UnknownNamespace,
+)
+from ..events import Command
+from ..protocols import native, payload
+from . import native as wires
+
+logger = logging.getLogger("starlette_realtime")
+
+MAX_BACKLOG = 1000
+"""Commands that are read ahead while a handler waits for this client's ack."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds a socket that takes nothing gets for our close frame."""
+
+
+class Writer(Protocol):
+    """A way to the socket past ASGI's `send`, offered by a server as
+    `scope["extensions"]["realtime.writer"]`."""
+
+    def write(self, data: Chunk) -> bool:
+        """Write bytes of the socket's protocol; return whether it takes more at once."""
+
+    def attach(self, resumed: Any) -> None:
+        """Call `resumed()` when the socket takes more after a `write` has returned False."""
+
+    def abort(self) -> None:
+        """Close the socket without a word."""
+
+
+class WebSocketConnection(Connection):
+    """A WebSocket with a client that speaks the native protocol."""
+
+    __slots__ = (
+        "_backlog",
+        "_busy",
+        "_closing",
+        "_code",
+        "_door",
+        "_gone",
+        "_pump_wake",
+        "_pumped",
+        "_receive",
+        "_scope",
+        "_send",
+        "_several",
+        "_task",
+        "_writer",
+    )
+
+    def __init__(
+        self, door: WebSocketDoor, scope: Scope, receive: Receive, send: Send, *, several: bool
+    ) -> None:
+        self._door = door
+        self._receive = receive
+        self._send = send
+        self._several = several
+        self._busy = False
+        self._closing: tuple[int, str] | None = None
+        self._gone: int | None = None
+        self._backlog: deque[Command | native.Refused] | None = None
+        self._task = 0
+        self._scope = anyio.CancelScope()
+        self._pump_wake: anyio.Event | None = None
+        self._pumped = anyio.Event()
+        self._writer: Writer | None = scope.get("extensions", {}).get("realtime.writer")
+        options = door.runtime.options
+        if self._writer is not None:
+            outbox = Outbox(
+                wires.FRAME[several],
+                limit=options.max_queued,
+                overflow=self._overflow,
+                write=self._writer.write,
+            )
+            self._writer.attach(outbox.resume)
+        else:
+            self._pump_wake = anyio.Event()
+            outbox = Outbox(
+                wires.TEXT[several],
+                limit=options.max_queued,
+                overflow=self._overflow,
+                wake=self._wake,
+            )
+        super().__init__(scope, outbox)
+
+    # Connection
+
+    @property
+    def busy(self) -> bool:
+        return self._busy
+
+    def _overflow(self) -> None:
+        self.close(CloseCode.SLOW, "too slow")
+
+    def close(self, code: int, reason: str = "") -> None:
+        if self._closing is not None or self._gone is not None:
+            return
+        self._closing = (code, reason.encode()[:120].decode(errors="ignore"))
+        self._wake()
+        self._door.runtime.tasks.start_soon(self._finish)
+
+    async def wait(self, event: anyio.Event) -> None:
+        if not self._busy or anyio.get_current_task().id != self._task:
+            await event.wait()
+            return
+        # The handler that waits is run by this connection's reader: so it reads.
+        while not event.is_set():
+            if self._backlog is not None and len(self._backlog) >= MAX_BACKLOG:
+                await event.wait()
+                return
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                self._gone = message.get("code") or 1005
+                raise Disconnected("the connection closed")
+            for command in self._decode(message):
+                if isinstance(command, Command) and command.type == "ack":
+                    self._answer(command)
+                else:
+                    if self._backlog is None:
+                        self._backlog = deque()
+                    self._backlog.append(command)
+
+    # Writing
+
+    def _wake(self) -> None:
+        if self._pump_wake is not None:
+            self._pump_wake.set()
+
+    async def _pump(self) -> None:
+        """Write what waits in the outbox, for servers without a direct writer."""
+        wire = self.outbox.wire
+        try:
+            while self._gone is None:
+                chunks = self.outbox.take()
+                if not chunks:
+                    if self._closing is not None:
+                        return
+                    assert self._pump_wake is not None
+                    await self._pump_wake.wait()
+                    self._pump_wake = anyio.Event()
+                    continue
+                joined = wire.join(chunks) if len(chunks) > 1 else chunks[0]
+                for chunk in chunks if joined is None else (joined,):
+                    await self._send({"type": "websocket.send", "text": chunk})
+        except Exception as error:
+            # Servers differ in what they raise when the client has gone; the reader learns of it.
+            logger.debug("a connection can't be written to any more: %r", error)
+        finally:
+            self._pumped.set()
+
+    async def _finish(self) -> None:
+        """Send the close frame, and let the reader go if the client does not answer it."""
+        code, reason = self._closing or (CloseCode.NORMAL, "")
+        self._door.runtime.hub.flush()
+        self._wake()
+        with anyio.move_on_after(CLOSE_TIMEOUT):
+            if self._writer is None:
+                await self._pumped.wait()
+        self.outbox.close()
+        with anyio.move_on_after(CLOSE_TIMEOUT):
+            try:
+                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+            except Exception as error:
+                logger.debug("no close frame could be sent: %r", error)
+            await anyio.sleep(CLOSE_TIMEOUT)
+        if self._gone is None:
+            if self._writer is not None:
+                self._writer.abort()
+            self._scope.cancel()
+
+    # Reading
+
+    async def run(self) -> None:
+        """Serve the client until it goes."""
+        self._task = anyio.get_current_task().id
+        runtime = self._door.runtime
+        if self._writer is None:
+            runtime.tasks.start_soon(self._pump)
+        runtime.connected(self)
+        try:
+            with self._scope:
+                if await self._introduce():
+                    await self._read()
+        finally:
+            code = self._ended()
+            for session in list(self.sessions.values()):
+                await session.engine.disconnect(session, code)
+            runtime.disconnected(self)
+
+    def _ended(self) -> int:
+        """The code the connection ended with, and the end of everything that waits for it."""
+        code = self._closing[0] if self._closing is not None else self._gone or 1006
+        self._gone = code
+        self.outbox.close()
+        self._wake()
+        self.gone = True
+        for answer in (self.acks or {}).values():
+            answer.event.set()
+        return code
+
+    async def _introduce(self) -> bool:
+        """Find out who the client is and open its session; return whether it may stay."""
+        door = self._door
+        engine = door.engines["/"]
+        id: int | str | None = None
+        try:
+            credentials = find_credentials(self.scope)
+            try:
+                if door.must_wait(self.scope):
+                    raise AuthenticationRequired
+                user = await engine.authenticate(credentials)
+            except AuthenticationRequired:
+                with anyio.move_on_after(door.runtime.options.auth_timeout):
+                    command = await self._first()
+                    if command is None:
+                        return False
+                    id = command.id
+                    user = await self._authenticate(engine, command)
+                    await engine.connect(self, user)
+                    return True
+                raise
+            await engine.connect(self, user)
+            return True
+        except ClientError as error:
+            await self._turn_away(engine, error, id)
+        except CloseConnection as error:
+            self.close(error.code, error.reason)
+            await self._drain()
+        except Exception:
+            logger.exception("a connection could not be opened")
+            self.close(CloseCode.SERVER_ERROR, "internal error")
+            await self._drain()
+        return False
+
+    async def _authenticate(self, engine: Engine, command: Command) -> User | None:
+        data = payload.load(bytes(command.data))
+        token = data.get("token") if isinstance(data, dict) else None
+        if token is not None and not isinstance(token, str):
+            raise InvalidMessage("Invalid message format: token must be a string")
+        return await engine.authenticate(find_credentials(self.scope, token))
+
+    async def _first(self) -> Command | None:
+        """Return the client's first message; None if it went away."""
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self._gone = message.get("code") or 1005
+            return None
+        decoded = self._decode(message)
+        if not decoded:
+            await self._drain()
+            return None
+        first, *rest = decoded
+        if isinstance(first, native.Refused):
+            raise first.error
+        if first.type not in ("connect", "auth"):
+            raise AuthenticationRequired
+        if rest:
+            self._backlog = deque(rest)
+        return first
+
+    async def _turn_away(self, engine: Engine, error: ClientError, id: int | str | None) -> None:
+        message = self.outbox.wire.error(engine.ns, error, id)
+        for chunk in self.outbox.wire.frames([message]):
+            self.outbox.push(chunk)
+        self.close(_close_code(error), error.error)
+        await self._drain()
+
+    async def _drain(self) -> None:
+        """Read without listening until the client has gone."""
+        while (await self._receive())["type"] != "websocket.disconnect":
+            pass
+
+    async def _read(self) -> None:
+        receive = self._receive
+        while self._gone is None:
+            if self._backlog:
+                await self._handle(self._backlog.popleft())
+                continue
+            message = await receive()
+            if message["type"] != "websocket.receive":
+                self._gone = message.get("code") or 1005
+                return
+            self.heard = time.monotonic()
+            if self._closing is not None:
+                continue
+            for command in self._decode(message):
+                await self._handle(command)
+
+    def _decode(self, message: Message) -> list[Command | native.Refused]:
+        frame = message.get("text")
+        if frame is None:
+            frame = message.get("bytes") or b""
+        limit = self._door.runtime.options.max_payload
+        if len(frame) > limit or (
+            isinstance(frame, str) and len(frame) * 4 > limit and len(frame.encode()) > limit
+        ):
+            self.close(CloseCode.TOO_BIG, "message too large")
+            return []
+        return native.decode(frame, several=self._several)
+
+    async def _handle(self, command: Command | native.Refused) -> None:
+        if isinstance(command, native.Refused):
+            session = self.sessions["/"]
+            session.engine.refuse(session, command.error, command.id)
+            return
+        kind = command.type
+        if kind == "ack":
+            self._answer(command)
+            return
+        if kind == "pong":
+            return
+        self._busy = True
+        try:
+            session_ = self.sessions.get(command.ns)
+            if kind == "connect":
+                await self._connect_namespace(command)
+            elif session_ is None:
+                known = self.sessions["/"]
+                known.engine.refuse(known, UnknownNamespace(), command.id)
+            else:
+                await session_.engine.dispatch(session_, command)
+        except CloseConnection as error:
+            self.close(error.code, error.reason)
+        finally:
+            self._busy = False
+
+    def _answer(self, command: Command) -> None:
+        session = self.sessions.get("/")
+        if session is not None:
+            session.engine.answer(self, command)
+
+    async def _connect_namespace(self, command: Command) -> None:
+        """Open a session in another namespace on this connection."""
+        known = self.sessions["/"]
+        engine = self._door.engines.get(command.ns)
+        try:
+            if engine is None:
+                raise UnknownNamespace
+            if command.ns in self.sessions:
+                raise InvalidMessage("Invalid message format: connected already")
+            user = await self._authenticate(engine, command)
+            await engine.connect(self, user)
+        except ClientError as error:
+            message = self.outbox.wire.error(command.ns, error, command.id)
+            known.engine.hub.push(known, message)
+        except CloseConnection:
+            raise
+        except Exception:
+            logger.exception("namespace %s could not be opened", command.ns)
+            self.close(CloseCode.SERVER_ERROR, "internal error")
+
+
+def _close_code(error: ClientError) -> int:
+    if error.error_code in ("auth_required", "auth_failed", "invalid_user", "invalid_message"):
+        return CloseCode.UNAUTHORIZED
+    return CloseCode.TOO_MANY if error.retry else CloseCode.FORBIDDEN
+
+
+class WebSocketDoor:
+    """The ASGI application behind `<mount>/ws`."""
+
+    def __init__(
+        self, runtime: Runtime, engines: Mapping[str, Engine], origins: OriginPolicy
+    ) -> None:
+        self.runtime = runtime
+        self.engines = engines
+        self.origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.origins.check(scope):
+            await _deny(scope, receive, send, 403, b"Origin not allowed")
+            return
+        if self.runtime.stopping:
+            await _deny(scope, receive, send, 503, b"The server is stopping")
+            return
+        message = await receive()
+        if message["type"] != "websocket.connect":
+            return
+        several = native.SUBPROTOCOL in scope.get("subprotocols", ())
+        await send(
+            {
+                "type": "websocket.accept",
+                "subprotocol": native.SUBPROTOCOL if several else None,
+                "headers": [],
+            }
+        )
+        await WebSocketConnection(self, scope, receive, send, several=several).run()
+
+    def must_wait(self, scope: Mapping[str, Any]) -> bool:
+        """Whether the client says that it speaks first."""
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        return query.get("hello") == ["1"]
+
+
+async def _deny(scope: Scope, receive: Receive, send: Send, status: int, body: bytes) -> None:
+    """Refuse the handshake, with a status where the server can show one."""
+    if "websocket.http.response" in scope.get("extensions", {}):
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body})
+    else:
+        await send({"type": "websocket.close", "code": CloseCode.FORBIDDEN, "reason": ""})
