@@ -1,5 +1,4 @@
-"""Real-time channels for Starlette, FastAPI and Litestar apps: rooms, presence, history with gap-free
-recovery, acknowledgements."""
+"""Real-time channels for Starlette, FastAPI and Litestar apps."""
 
 from .app import Realtime
 from .auth import (

@@ -24,7 +24,7 @@ from .core.options import Options
 from .core.room import Room
 from .core.runtime import Runtime, Stores, running
 from .core.session import Session
-from .errors import ConfigurationError
+from .errors import CloseCode, ConfigurationError
 from .events import Published
 from .settings import ENVIRONMENT, stores_from_url
 from .transports.websocket import WebSocketDoor
@@ -124,8 +124,8 @@ class Realtime(Namespace):
     async def _start_detached(self) -> None:
         """Start without a lifespan to live in: the server lives as long as the event loop."""
         logger.warning(
-            "Realtime was not started by the app's lifespan, so it starts now and can't say goodbye "
-            "to its clients when the app stops. Use RealtimeMiddleware, or pass "
+            "Realtime was not started by the app's lifespan: it starts now, and can't say goodbye to "
+            "its clients when the app stops. Use RealtimeMiddleware, or pass "
             "lifespan=realtime.lifespan to the app."
         )
         started = anyio.Event()
@@ -207,6 +207,33 @@ class Realtime(Namespace):
         engine = (await self._started()).engines[namespace]
         await engine.tell(engine.session_channel(session_id), event, data)
 
+    async def disconnect_user(
+        self,
+        user_id: str,
+        *,
+        code: int = CloseCode.FORBIDDEN,
+        reason: str = "disconnected by the server",
+        namespace: str = "/",
+    ) -> None:
+        """Close every connection of a user, on every process. With a code from 4400 to 4499 its
+        clients stay away; whether the user may come back is for the auth backend to say."""
+        engine = (await self._started()).engines[namespace]
+        order = {"code": code, "reason": reason}
+        await engine.tell(engine.user_channel(user_id), "$disconnect", order)
+
+    async def disconnect_session(
+        self,
+        session_id: str,
+        *,
+        code: int = CloseCode.KICKED,
+        reason: str = "disconnected by the server",
+        namespace: str = "/",
+    ) -> None:
+        """Close the connection of one session, on whichever process it is."""
+        engine = (await self._started()).engines[namespace]
+        order = {"code": code, "reason": reason}
+        await engine.tell(engine.session_channel(session_id), "$disconnect", order)
+
     # ASGI
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -255,8 +282,6 @@ class _Running:
         self.engines = {
             name: Engine(namespace, runtime) for name, namespace in realtime._namespaces.items()
         }
-        for engine in self.engines.values():
-            engine.start()
         self.websocket = WebSocketDoor(runtime, self.engines, realtime.origins)
 
 

@@ -2,7 +2,7 @@
 
     RealtimeError
      ├─ ConfigurationError        the app is put together wrongly; the text says how to mend it
-     ├─ BrokerUnavailable         the backend cannot be reached just now; the same call may succeed later
+     ├─ BrokerUnavailable         the backend is away; the same call may succeed later
      ├─ AckTimeout                a client did not answer in time
      ├─ Disconnected              the connection went away while something was waited for
      ├─ CloseConnection           raised to close the connection with a code and a reason
@@ -15,7 +15,7 @@
          ├─ AccessDenied          ├─ TooLarge
          ├─ Unavailable           └─ InternalError
 
-Codes and sentences of `ClientError` are part of the wire protocol (docs/protocol.md, "Error codes").
+Codes and sentences of `ClientError` are part of the wire protocol (docs/protocol.md).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class ConfigurationError(RealtimeError):
 
 
 class BrokerUnavailable(RealtimeError):
-    """The backend did not take or answer a request. Nothing is known to be stored; retrying is safe
-    when the publication carries an id."""
+    """The backend did not answer. Nothing is known to be stored; retrying is safe when the
+    publication carries an id."""
 
 
 class AckTimeout(RealtimeError):
@@ -47,8 +47,8 @@ class Disconnected(RealtimeError):
 class CloseConnection(RealtimeError):
     """Raise in a handler or middleware to close the client's connection.
 
-    `code` is a WebSocket close code: 4000 to 4499 tell the client to stay away, 4500 to 4999 to come
-    back. `reason` is at most 123 bytes of UTF-8 (RFC 6455, section 5.5).
+    `code` is a WebSocket close code: 4000 to 4499 tell the client to stay away, 4500 to 4999 to
+    come back. `reason` is at most 123 bytes of UTF-8 (RFC 6455, section 5.5).
     """
 
     def __init__(self, code: int, reason: str = "") -> None:
@@ -76,7 +76,7 @@ class ClientError(RealtimeError):
 
 
 class _Fixed(ClientError):
-    """A client error whose code is fixed by its class; only the sentence may be made more precise."""
+    """A client error whose class fixes its code; only the sentence may be more precise."""
 
     def __init__(self, error: str | None = None) -> None:
         super().__init__(None, error)
@@ -132,7 +132,7 @@ class AuthenticationRequired(_Fixed):
 
 
 class AuthenticationFailed(_Fixed):
-    """What was shown does not hold. The sentence is `Authentication failed: <why>`. Closes with 4401."""
+    """What was shown does not hold: `Authentication failed: <why>`. Closes with 4401."""
 
     code = "auth_failed"
     sentence = "Authentication failed"
@@ -208,5 +208,6 @@ class CloseCode:
     EXPIRED: Final = 4501
     SLOW: Final = 4502
     TOO_MANY: Final = 4503
+    IDLE: Final = 4507
     PING_TIMEOUT: Final = 4508
     DRAINING: Final = 4512

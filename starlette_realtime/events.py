@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 
-class Position(msgspec.Struct, frozen=True):
+class Position(msgspec.Struct, frozen=True, omit_defaults=True):
     """A place in a channel's stream: after the publication with this `offset`, within `epoch`.
 
     `nonce` names the very publication at `offset`, where a broker can lose acknowledged writes in
@@ -55,6 +55,9 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     amends: str = ""
     """Id of an earlier kept publication whose stored payload becomes `amended`."""
     amended: bytes = b""
+    expects: bytes = b""
+    """With `amends`: the payload which that publication must have now. If it has another, or is no
+    longer kept, nothing is published. Empty: whatever it has."""
     time: int = 0
 
 
@@ -86,6 +89,8 @@ class Published(msgspec.Struct, frozen=True):
 
     position: Position
     duplicate: bool = False
+    conflict: bool = False
+    """What it amends is not as `Draft.expects` says: nothing was published or remembered."""
 
 
 class Retention(msgspec.Struct, frozen=True):

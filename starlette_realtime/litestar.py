@@ -33,7 +33,7 @@ class RealtimePlugin(InitPlugin):
             async with realtime.run():
                 yield
 
-        @asgi(path, is_mount=True, copy_scope=True, opt={"exclude_from_auth": True})
+        @asgi(path, is_mount=True, copy_scope=True)
         async def realtime_app(scope: Any, receive: Any, send: Any) -> None:
             # Litestar hands over the path below the mount, with a slash at the end, and an empty
             # root_path; older versions leave the mount's own path in front.

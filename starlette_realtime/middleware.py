@@ -12,7 +12,7 @@ from .errors import ConfigurationError
 class RealtimeMiddleware:
     """Serve `realtime` under `path`, and everything else by the app.
 
-    For Starlette and FastAPI: `app.add_middleware(RealtimeMiddleware, realtime=rt, path="/realtime")`.
+    `app.add_middleware(RealtimeMiddleware, realtime=rt, path="/realtime")` for Starlette, FastAPI.
     The server starts and stops with the app's lifespan.
     """
 

@@ -7,7 +7,9 @@ from urllib.parse import urlsplit
 from .brokers.memory import MemoryBroker
 from .core.runtime import Stores
 from .errors import ConfigurationError
+from .limits.memory import MemoryLimits
 from .presence.memory import MemoryPresence
+from .sessions.memory import MemorySessions
 
 ENVIRONMENT = "REALTIME_BACKEND"
 """Environment variable that names the backend where the code does not."""
@@ -22,5 +24,5 @@ def stores_from_url(url: str) -> Stores:
     scheme = urlsplit(url).scheme
     if scheme == "memory":
         broker = MemoryBroker()
-        return Stores(broker, MemoryPresence(broker))
+        return Stores(broker, MemoryPresence(broker), MemorySessions(), MemoryLimits())
     raise ConfigurationError(f"no backend for {url!r}: use memory://")

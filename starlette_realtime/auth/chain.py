@@ -95,7 +95,8 @@ class WithUser(AuthBackend):
         if shown is None:
             return None
         if self._in_thread:
-            user = await anyio.to_thread.run_sync(self._load, shown)
+            # In a list: Trio refuses a bare coroutine from a thread, and it is awaited below.
+            [user] = await anyio.to_thread.run_sync(lambda: [self._load(shown)])
         else:
             user = self._load(shown)
         # Also what a plain function hands on, such as `lambda user: users.find(user.id)`.

@@ -6,9 +6,9 @@ import base64
 import logging
 import math
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import anyio.to_thread
@@ -34,6 +34,9 @@ _MIN_RSA: Final = 2048
 
 # Keys that a token without `kid` is tried against: each try costs a signature check.
 _MAX_TRIES: Final = 8
+
+# The end of the year 9999: later times overflow elsewhere.
+_LATEST: Final = 253402300799.0
 
 _INSTALL: Final = "JWTAuth needs PyJWT and cryptography: pip install starlette-realtime[jwt]"
 
@@ -367,12 +370,13 @@ class JWTAuth(TokenAuth):
         try:
             # What JSON can say and a payload cannot: surrogate halves, huge integers.
             msgspec.json.encode(claims)
+            expires_at = min(float(expires) + self._leeway, _LATEST)
         except (ValueError, TypeError, OverflowError, RecursionError):
             raise AuthenticationFailed("malformed token") from None
         return User(
             id=subject,
             info=self._info_of(claims),
-            expires_at=expires + self._leeway,
+            expires_at=expires_at,
             capabilities=self._capabilities_of(claims),
             claims=claims,
         )
@@ -399,11 +403,11 @@ class JWTAuth(TokenAuth):
 def _check_algorithms(algorithms: Sequence[str]) -> frozenset[str]:
     if isinstance(algorithms, str):
         algorithms = [algorithms]
-    named = frozenset(algorithms)
+    named = frozenset(map(str, algorithms))
     if not named:
         raise ConfigurationError('JWTAuth: name the algorithms, as in algorithms=["RS256"]')
     for name in named:
-        if str(name).lower() == "none":
+        if name.lower() == "none":
             raise ConfigurationError("JWTAuth: the algorithm `none` would admit everyone")
     if not named <= _KNOWN:
         unknown = ", ".join(sorted(named - _KNOWN))
@@ -428,7 +432,7 @@ class _KeyFile:
     def __init__(self, path: Path, reader: _KeyReader) -> None:
         self._path = path
         self._reader = reader
-        self._checked = time.monotonic()
+        self._checked = monotonic()
         self._state = self._look()
         self.keys = reader.read_file(path)
 
@@ -450,7 +454,7 @@ class _KeyFile:
             logger.error("the keys stay as they were: %s", error)
 
     async def current(self) -> list[_Key]:
-        now = time.monotonic()
+        now = monotonic()
         if now - self._checked >= 1:
             # Before the wait, so that the others meanwhile go on with the keys there are.
             self._checked = now

@@ -45,7 +45,7 @@ class _Origin(msgspec.Struct, frozen=True):
             return False
         if pattern.host.startswith("*."):
             # The rest must be a subdomain: `evil-example.com` is none of `*.example.com`.
-            return self.host.endswith(pattern.host[1:]) and len(self.host) >= len(pattern.host)
+            return self.host.endswith(pattern.host[1:])
         return self.host == pattern.host
 
 
@@ -100,7 +100,7 @@ def _parse_pattern(pattern: str) -> _Origin:
     raise ConfigurationError(
         f"OriginPolicy: {pattern!r} is not an origin. Write scheme, host and, where it is not the"
         ' usual one, port, with nothing behind: "https://example.com", "https://*.example.com",'
-        ' "http://localhost:*"; or "self", or "null"'
+        ' "http://localhost:*"; or "null"'
     )
 
 
@@ -122,12 +122,13 @@ class OriginPolicy:
     """Tells whether the page behind a request may connect.
 
     Args:
-        allowed: None for pages of the same origin only, that is of the scheme, host and port that
-            the request was made to. Or a list of all that may connect: `"https://example.com"`,
+        allowed: the pages that may connect beside those of the same origin, that is of the
+            scheme, host and port that the request was made to: `"https://example.com"`,
             `"https://*.example.com"` (its subdomains, at any depth, not itself),
-            `"http://localhost:*"` (any port), `"self"` for the same origin, and `"null"` for pages
-            without one, such as files and sandboxed frames. Or `"*"` for every page, which is
-            safe only where nothing a browser sends by itself tells who the user is.
+            `"http://localhost:*"` (any port), and `"null"` for pages without an origin, such as
+            files and sandboxed frames. Or `"*"` for every page, which is safe only where nothing a
+            browser sends by itself tells who the user is.
+        same_origin: whether pages of the same origin may connect though they are not listed.
 
     A request without an Origin header is allowed: it does not come from a page of another site.
 
@@ -139,14 +140,16 @@ class OriginPolicy:
         ConfigurationError: an entry is none of these.
     """
 
-    def __init__(self, allowed: Iterable[str] | str | None = None) -> None:
+    def __init__(
+        self, allowed: Iterable[str] | str | None = None, *, same_origin: bool = True
+    ) -> None:
         entries = [allowed] if isinstance(allowed, str) else list(allowed or ())
         self.everyone = "*" in entries
         """Whether every page may connect."""
-        self._own = allowed is None or "self" in entries
+        self._own = same_origin
         self._null = "null" in entries
         self._patterns = tuple(
-            _parse_pattern(entry) for entry in entries if entry not in ("*", "self", "null")
+            _parse_pattern(entry) for entry in entries if entry not in ("*", "null")
         )
 
     def check(self, scope: Mapping[str, Any]) -> bool:

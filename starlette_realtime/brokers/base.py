@@ -47,7 +47,10 @@ class Broker(ABC):
 
         One atomic step: look the id up, give the next offset, append to the draft's lane, trim,
         amend, announce. A second publication under an id seen before (within the last ten minutes,
-        at least) changes nothing, announces nothing and returns the first one's position.
+        at least) changes nothing, announces nothing and returns the first one's position. One with
+        `expects`, whose `amends` is not kept in the history lane with that very payload (as
+        it was last amended), does nothing at all and returns `conflict`, with the position of the
+        stream's end.
 
         Raises:
             BrokerUnavailable: the backend did not answer in time.
@@ -81,3 +84,8 @@ class HistoryBroker(Broker):
     ) -> Page:
         """Return up to `limit` publications of the history lane, oldest first: the newest of all,
         or those with an offset below `before`, or the first ones above `after`."""
+
+    @abstractmethod
+    async def find(self, channel: str, id: str) -> Publication | None:
+        """Return what the history lane keeps under `id`, as it was last amended; None when nothing,
+        or no longer."""

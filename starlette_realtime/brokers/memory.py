@@ -103,11 +103,25 @@ class _Stream:
             return parts[0] if parts else []
         return list(merge(*parts, key=_offset))
 
-    def amend(self, id: str, data: bytes) -> None:
+    def index(self, id: str) -> int | None:
+        """Return where in the history lane the publication with this id is."""
         offset = self.by_id.get(id)
-        if offset is not None:
+        if offset is None:
+            return None
+        return bisect_left(self.lanes[Lane.HISTORY], offset, key=_offset)
+
+    def find(self, id: str) -> Publication | None:
+        index = self.index(id)
+        return None if index is None else self.lanes[Lane.HISTORY][index]
+
+    def payload(self, id: str) -> bytes | None:
+        found = self.find(id)
+        return None if found is None else found.data
+
+    def amend(self, id: str, data: bytes) -> None:
+        index = self.index(id)
+        if index is not None:
             kept = self.lanes[Lane.HISTORY]
-            index = bisect_left(kept, offset, key=_offset)
             kept[index] = msgspec.structs.replace(kept[index], data=data)
 
 
@@ -147,7 +161,7 @@ class MemoryBroker(HistoryBroker):
             raise BrokerUnavailable("the broker is not running")
         now = self._clock()
         # What is neither kept nor known again needs no stream.
-        lasting = draft.lane is not Lane.NONE or draft.id
+        lasting = draft.lane is not Lane.NONE or draft.id or draft.expects
         stream = self._stream(channel) if lasting else self._streams.get(channel)
         offset, epoch = 0, ""
         if stream is not None:
@@ -156,6 +170,10 @@ class MemoryBroker(HistoryBroker):
                 if seen is not None:
                     position = Position(stream.epoch, seen) if seen else Position("", 0)
                     return Published(position, duplicate=True)
+            if draft.expects:
+                stream.expire(now)
+                if stream.payload(draft.amends) != draft.expects:
+                    return Published(stream.position, conflict=True)
             if draft.lane is not Lane.NONE:
                 offset = stream.offset = stream.offset + 1
                 epoch = stream.epoch
@@ -234,3 +252,10 @@ class MemoryBroker(HistoryBroker):
             start = max(0, end - limit)
             more = start > 0
         return Page(list(islice(kept, start, end)), stream.position, more)
+
+    async def find(self, channel: str, id: str) -> Publication | None:
+        stream = self._streams.get(channel)
+        if stream is None:
+            return None
+        stream.expire(self._clock())
+        return stream.find(id)

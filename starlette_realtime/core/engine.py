@@ -8,51 +8,50 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 import anyio
 import msgspec
 
-from ..auth.base import Credentials, User
+from ..auth.base import Credentials
 from ..errors import (
     AccessDenied,
-    AuthenticationRequired,
     BrokerUnavailable,
     ClientError,
+    CloseCode,
     CloseConnection,
     InternalError,
     InvalidMessage,
-    InvalidUser,
-    LimitExceeded,
     NotInRoom,
+    RateLimited,
     TimedOut,
     Unavailable,
     UnknownEvent,
     UnknownRoom,
 )
 from ..events import Command, Draft, Lane, Page, Position, Publication, Published, Retention
-from ..presence.base import Lease, PresenceStore
+from ..presence.base import PresenceStore
 from ..protocols import payload
 from .handlers import Call
-from .hub import Channel, Hub
-from .namespace import ConnectionContext, Context, Happening, Namespace
+from .hub import Hub
+from .limiter import SharedBucket
+from .lobby import Lobby
+from .membership import Membership
+from .namespace import Context, Happening, Namespace
 from .options import Options
-from .outbox import Hello, Joined, Wire
-from .recovery import Gap, merge
+from .outbox import Joined, Wire
 from .room import Room
 from .router import RoomType
-from .runtime import Read, Runtime
-from .session import Connection, Member, Session
+from .runtime import Runtime
+from .session import Member, Session
 
 logger = logging.getLogger("starlette_realtime")
 
 _EPHEMERAL = Position("", 0)
 _NOTHING_KEPT = Retention(0, 0.0, 0)
-_JOIN_ATTEMPTS = 5
 
 
 class _RoomRef(msgspec.Struct):
@@ -84,10 +83,6 @@ class _Resend(msgspec.Struct):
 _resend: ContextVar[_Resend | None] = ContextVar("starlette_realtime_resend", default=None)
 
 
-def _allows(pattern: str, room: str) -> bool:
-    return fnmatchcase(room, pattern)
-
-
 class Engine:
     """Dispatch for one namespace of a running server."""
 
@@ -112,10 +107,9 @@ class Engine:
         self._room_events = {
             name for room_type in namespace.router.types for name in room_type.handlers
         }
-
-    def start(self) -> None:
-        """Take part in the running server."""
-        self.runtime.resetters[self.ns] = self.tell_reset
+        self.rooms = Membership(self)
+        self.lobby = Lobby(self)
+        runtime.engines[self.ns] = self
 
     # Names of channels
 
@@ -132,112 +126,19 @@ class Engine:
     def everyone_channel(self) -> str:
         return f"all{self.ns}:"
 
-    # Sessions
-
-    async def authenticate(self, credentials: Credentials) -> User | None:
-        """Return who shows `credentials`; None for an anonymous client that may be one.
-
-        Raises:
-            AuthenticationRequired, AuthenticationFailed, InvalidUser: it may not come in.
-        """
-        user = await self.namespace.auth.authenticate(credentials)
-        if user is None and not self.namespace.auth.anonymous:
-            raise AuthenticationRequired
-        if user is not None and not (user.id and len(user.id) <= 255 and user.id.isprintable()):
-            raise InvalidUser
-        return user
-
-    async def connect(self, connection: Connection, user: User | None) -> Session:
-        """Open a session for an authenticated client and tell it so.
-
-        Raises:
-            ClientError, CloseConnection: a middleware refused it.
-        """
-        session = Session(self, connection, user)
-
-        async def open_() -> None:
-            for name in self._own_channels(session):
-                channel = self.hub.channel(name, self.ns, None)
-                await self.runtime.subscribe(channel)
-                self.hub.go_live(channel, session, None)
-
-        try:
-            await self._wrapped(
-                self.namespace.connection_middleware, ConnectionContext(session=session), open_
-            )
-        except BaseException:
-            self._close_own_channels(session)
-            raise
-        self.hub.sessions[session.id] = session
-        connection.sessions[self.ns] = session
-        options = self.options
-        hello = Hello(
-            session_id=session.id,
-            client_id=connection.id,
-            user_id=session.user_id,
-            server_time=int(time.time() * 1000),
-            ping_interval=int(options.ping_interval * 1000),
-            ping_timeout=int(options.ping_timeout * 1000),
-            max_payload=options.max_payload,
-        )
-        self.hub.push(session, session.outbox.wire.connected(self.ns, hello))
-        if self.namespace.observed("connection"):
-            await self.namespace.emit(Happening(name="connection", session=session))
-        return session
-
-    def _own_channels(self, session: Session) -> Iterable[str]:
-        yield self.everyone_channel
-        yield self.session_channel(session.id)
-        if session.user_id is not None:
-            yield self.user_channel(session.user_id)
-
-    def _close_own_channels(self, session: Session) -> None:
-        for name in self._own_channels(session):
-            channel = self.hub.channels.get(name)
-            if channel is not None:
-                self.hub.remove(channel, session)
-                self.runtime.release(channel)
-
-    async def disconnect(self, session: Session, code: int) -> None:
-        """End a session whose connection has closed with `code`. Its rooms see it leave at once
-        when the client closed deliberately (1000, 1001), else after the grace period."""
-        if session.closed:
-            return
-        session.closed = True
-        deliberate = code in (1000, 1001) or 4400 <= code < 4500
-        members = list(session.memberships.values())
-        session.memberships.clear()
-        with anyio.CancelScope(shield=True):
-            for member in members:
-                try:
-                    await self._depart(member, deliberate)
-                except BrokerUnavailable:
-                    # The lease is not renewed any more, so it ends by itself.
-                    logger.warning("leaving %s must wait for the backend", member.room.name)
-            self._close_own_channels(session)
-            self.hub.sessions.pop(session.id, None)
-            if self.namespace.observed("disconnection"):
-                await self.namespace.emit(
-                    Happening(name="disconnection", session=session, code=code)
-                )
-
     # Dispatch
 
     async def dispatch(self, session: Session, command: Command) -> None:
-        """Handle one command of a client. Never raises but for cancellation and `CloseConnection`."""
+        """Handle one command of a client. Raises nothing but `CloseConnection` and cancellation."""
         try:
-            run = self._commands.get(command.type)
-            handle = (
-                partial(run, session, command) if run else partial(self._event, session, command)
-            )
+            await self._check_rate(session, command)
+            run = self._commands.get(command.type, self._event)
             if self.namespace.event_middleware:
-                await self._wrapped(
-                    self.namespace.event_middleware,
-                    Context(session=session, command=command),
-                    handle,
-                )
+                context = Context(session=session, command=command)
+                handle = partial(run, session, command)
+                await self.wrapped(self.namespace.event_middleware, context, handle)
             else:
-                await handle()
+                await run(session, command)
             if self.namespace.observed("message"):
                 await self.namespace.emit(
                     Happening(name="message", session=session, command=command)
@@ -256,30 +157,58 @@ class Engine:
                     Happening(name="error", session=session, error=error, command=command)
                 )
 
-    async def _wrapped(
+    async def _check_rate(self, session: Session, command: Command) -> None:
+        connection = session.connection
+        now = connection.heard
+        if not connection.bucket.take(now):
+            raise RateLimited
+        bucket = session.bucket
+        if bucket is not None and not bucket.take_now() and not await bucket.take(now):
+            raise RateLimited
+        if self.options.room_rate and command.type != "join":
+            await self._check_room_rate(session, command, now)
+
+    async def _check_room_rate(self, session: Session, command: Command, now: float) -> None:
+        member = session.memberships.get(self._room_of(command) or "")
+        if member is None:
+            return
+        channel = member.channel
+        if channel.bucket is None:
+            channel.bucket = SharedBucket(
+                self.runtime.limits, channel.name, self.options.room_rate, self.options.room_burst
+            )
+        if not await channel.bucket.take(now):
+            raise RateLimited
+
+    async def wrapped(
         self,
         middleware: Sequence[Callable[..., Awaitable[Any]]],
         context: Any,
         inner: Callable[[], Awaitable[Any]],
     ) -> Any:
+        """Run `inner` inside the layers of `middleware`."""
         for layer in reversed(middleware):
             inner = partial(layer, context, inner)
         return await inner()
 
     def refuse(self, session: Session, error: ClientError, id: int | str | None) -> None:
-        """Tell a client of an error."""
+        """Tell a client of an error. One that causes too many of them is sent away."""
         self.hub.push(session, session.outbox.wire.error(self.ns, error, id))
+        connection = session.connection
+        if not connection.patience.take(connection.heard):
+            connection.close(CloseCode.POLICY, "too many refused messages")
 
     def _ack(self, session: Session, command: Command, data: Any) -> None:
         if command.id is not None:
             self.hub.push(session, session.outbox.wire.ack(self.ns, command.id, payload.dump(data)))
 
-    def answer(self, connection: Connection, command: Command) -> None:
+    def answer(self, session: Session, command: Command) -> None:
         """Take a client's ack to a request of ours. An ack nobody waits for is ignored."""
-        waiting = connection.acks.get(command.id) if connection.acks else None  # type: ignore[arg-type]
-        if waiting is not None:
-            waiting.data = bytes(command.data)
-            waiting.event.set()
+        requests = session.requests
+        asked = requests.get(command.id) if requests else None  # type: ignore[arg-type]
+        if asked is not None:
+            asked.answer = bytes(command.data)
+            asked.answered.set()
 
     def _room_of(self, command: Command, kind: type[_RoomRef] = _RoomRef) -> str | None:
         if command.room is not None:
@@ -310,16 +239,22 @@ class Engine:
             scope = f"{session.user_id or session.id}/{command.message_id}"
             token = _resend.set(_Resend(scope, command.message_id))
         try:
-            with anyio.move_on_after(self.options.handler_timeout) as scope_:
-                result = await handler(call)
+            with anyio.move_on_after(self.options.handler_timeout):
+                async with self.runtime.handlers:
+                    result = await handler(call)
                 self._ack(session, command, result)
                 return
-            if scope_.cancelled_caught:
-                logger.warning("the handler of %r was cancelled: too slow", command.type)
-                raise TimedOut
+            logger.warning("the handler of %r was cancelled: too slow", command.type)
+            raise TimedOut
         finally:
             if token is not None:
                 _resend.reset(token)
+
+    async def rejoin(self, session: Session, rooms: Mapping[str, Position | None]) -> None:
+        """Let a client that comes back join its rooms in the same step."""
+        for room, since in rooms.items():
+            command = Command("join", room=room, since=since, ns=self.ns)
+            await self.dispatch(session, command)
 
     def _member(self, session: Session, room: str | None) -> Member:
         if room is None:
@@ -370,7 +305,12 @@ class Engine:
         room = self._room_of(command)
         if room is None:
             raise InvalidMessage("Invalid message format: room missing")
-        await self.join(session, room, command.since, command.id)
+        self._check_join_rate(session)
+        await self.rooms.join(session, room, command.since, command.id)
+
+    def _check_join_rate(self, session: Session) -> None:
+        if not session.connection.joins.take(session.connection.heard):
+            raise RateLimited
 
     async def _on_join_room(self, session: Session, command: Command) -> None:
         try:
@@ -395,19 +335,21 @@ class Engine:
                 answer["recovered"] = joined.recovered
             return wire.ack(self.ns, command.id, payload.dump(answer))
 
-        await self.join(session, room, data.since or command.since, command.id, reply)
+        self._check_join_rate(session)
+        since = data.since or command.since
+        await self.rooms.join(session, room, since, command.id, reply)
 
     async def _on_leave(self, session: Session, command: Command) -> None:
         room = self._room_of(command)
         member = self._member(session, room)
-        await self._leave(member)
+        await self.rooms.leave(session, member.room.name)
         self.hub.push(
             session, session.outbox.wire.left(self.ns, member.room.name, command.id, None)
         )
 
     async def _on_leave_room(self, session: Session, command: Command) -> None:
         member = self._member(session, self._room_of(command))
-        await self._leave(member)
+        await self.rooms.leave(session, member.room.name)
         self._ack(session, command, {"success": True, "room": member.room.name})
 
     async def _on_history(self, session: Session, command: Command) -> None:
@@ -418,7 +360,9 @@ class Engine:
             session,
             command,
             {
-                "messages": msgspec.Raw(self._recent_json(member.room_type, page.publications)),
+                "messages": msgspec.Raw(
+                    self.rooms.recent_json(member.room_type, page.publications)
+                ),
                 "position": page.position,
                 "more": page.more,
             },
@@ -449,311 +393,15 @@ class Engine:
         token = payload.load(bytes(command.data), dict[str, Any]).get("token")
         if not isinstance(token, str) or not token:
             raise InvalidMessage("Invalid message format: token missing")
-        user = await self.authenticate(
+        user = await self.lobby.authenticate(
             Credentials(scope=session.connection.scope, token=token, source="message")
         )
         if user is None or user.id != session.user_id:
             raise AccessDenied("Access denied: the token is another user's")
         session.user = user
+        self.lobby.set_expiry(session)
         expires = None if user.expires_at is None else int(user.expires_at * 1000)
         self._ack(session, command, {"success": True, "expiresAt": expires})
-
-    # Joining and leaving
-
-    async def join_and_tell(self, session: Session, room: str) -> None:
-        """Let the server make a session a member; the client is told by `joined`."""
-        await self.join(session, room, None, None)
-
-    async def join(
-        self,
-        session: Session,
-        name: str,
-        since: Position | None,
-        id: int | str | None,
-        reply: Callable[[Wire, Joined], bytes | None] | None = None,
-    ) -> None:
-        """Make `session` a member of a room and tell it what it needs to know, without a crack
-        between history and live: add, buffering; subscribe; presence; read; merge; reply; unbuffer.
-
-        Raises:
-            UnknownRoom, AccessDenied, LimitExceeded, BrokerUnavailable: it is no member.
-        """
-        room_type, params = self.namespace.router.match(name)
-        existing = session.memberships.get(name)
-        if existing is not None:
-            member = existing
-        else:
-            if len(session.memberships) >= self.options.max_rooms:
-                raise LimitExceeded(f"Limit exceeded: at most {self.options.max_rooms} rooms")
-            room = Room(self, name, room_type, params)
-            channel = self.hub.channel(self.room_channel(name), self.ns, name)
-            member = Member(session, room, room_type, channel, params)
-            try:
-                await self._authorize(member)
-            except BaseException:
-                self.runtime.release(channel)
-                raise
-        channel = self.hub.channel(member.channel.name, self.ns, name)
-        member.channel = channel
-        if existing is not None:
-            # It asks again, perhaps with a position: it gets what it asks for as if it were new.
-            self.hub.flush()
-            self.hub.remove(channel, session)
-        self.hub.begin(channel, session)
-        try:
-            await self.runtime.subscribe(channel)
-            await self._enter(member)
-            joined, missed, position = await self._read(member, since)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._abandon(member)
-            raise
-        # No step of the event loop from here to going live.
-        wire = session.outbox.wire
-        message = reply(wire, joined) if reply else wire.joined(self.ns, joined, id)
-        self.hub.go_live(channel, session, position)
-        self.hub.push(session, *([message] if message else []), *missed)
-        session.memberships[name] = member
-        if session.closed:
-            # It went away while another task let it join.
-            del session.memberships[name]
-            await self._depart(member, deliberate=False)
-            return
-        if existing is None:
-            await self._hooks(member, room_type.joiners)
-            if self.namespace.observed("room-joined"):
-                await self.namespace.emit(
-                    Happening(name="room-joined", session=session, member=member, room=name)
-                )
-
-    async def _authorize(self, member: Member) -> None:
-        user = member.user
-        if user is not None and user.capabilities is not None:
-            if not any(_allows(pattern, member.room.name) for pattern in user.capabilities):
-                raise AccessDenied
-        call = member.room_type.call(member)
-        for authorize in member.room_type.authorizers:
-            with anyio.fail_after(self.options.handler_timeout):
-                if await authorize(call) is not True:
-                    raise AccessDenied
-
-    async def _abandon(self, member: Member) -> None:
-        """Undo a join that failed half-way."""
-        self.hub.remove(member.channel, member.session)
-        member.session.memberships.pop(member.room.name, None)
-        self.runtime.release(member.channel)
-        try:
-            await self.presence.leave(member.channel.name, member.session.id)
-        except BrokerUnavailable:
-            logger.warning("leaving %s must wait for the backend", member.room.name)
-
-    async def _enter(self, member: Member) -> None:
-        """Let presence know of a member."""
-        session = member.session
-        user = session.user
-        kind = member.room_type.options.presence
-        if user is None or kind == "none":
-            return
-        info = payload.dump(user.info)
-        arrival = departure = None
-        if kind == "full":
-            ids = {"userId": user.id, "roomId": member.room.name}
-            arrival = Draft(
-                event="user-joined",
-                data=payload.dump({**ids, "user": msgspec.Raw(info)}),
-                lane=Lane.PRESENCE,
-                exclude=session.id,
-            )
-            departure = Draft(
-                event="user-left", data=payload.dump(ids), lane=Lane.PRESENCE, exclude=session.id
-            )
-        await self.presence.enter(
-            member.channel.name,
-            Lease(session.id, user.id, info),
-            ttl=self.options.presence_ttl,
-            arrival=arrival,
-            departure=departure,
-            retention=self._retention(member.room_type),
-        )
-
-    async def reenter(self, channel: str, session: Session) -> None:
-        """Enter a lease again that was lost with the backend."""
-        for member in list(session.memberships.values()):
-            if member.channel.name == channel:
-                await self._enter(member)
-
-    def leases(self, session: Session) -> Iterable[str]:
-        """Channels in which `session` holds a lease."""
-        if session.user is None:
-            return []
-        return [
-            member.channel.name
-            for member in session.memberships.values()
-            if member.room_type.options.presence != "none"
-        ]
-
-    async def _read(
-        self, member: Member, since: Position | None
-    ) -> tuple[Joined, list[bytes], Position | None]:
-        """Return what the member is told, the encoded events it missed, and where it then stands."""
-        channel, session = member.channel, member.session
-        wire = session.outbox.wire
-        members, count = await self._members(member)
-        room = member.room.name
-        if self.runtime.history is None:
-            # Nothing kept: whoever comes with a position learns that it cannot be honoured.
-            lost = None if since is None else False
-            return Joined(room, members, b"[]", _EPHEMERAL, lost, count), [], None
-        recoverable = since is not None and self._retention(member.room_type).size > 0
-        for _ in range(_JOIN_ATTEMPTS):
-            missed: list[Publication] | None = None
-            if since is not None and recoverable:
-                read = await self.runtime.recover(channel.name, since)
-                missed = read.since(since)
-            if missed is None:
-                read = await self.runtime.recent(channel.name, self._recent_limit(member))
-            collected = self.hub.collected(channel, session)
-            merged = (
-                Gap()
-                if collected is None
-                else merge(missed if missed is not None else [], read.position, collected)
-            )
-            if isinstance(merged, Gap):
-                self.hub.rewind(channel, session)
-                continue
-            publications, position = merged
-            if missed is not None:
-                events = self._encoded(read, missed, publications, channel, session, wire)
-                return Joined(room, members, b"[]", position, True, count), events, position
-            recent: bytes = read.once(
-                "recent", lambda found: self._recent_json(member.room_type, found)
-            )
-            joined = Joined(
-                room, members, recent, read.position, None if since is None else False, count
-            )
-            tail = self._encode(publications, channel, session, wire)
-            return joined, tail, position
-        raise Unavailable
-
-    def _encoded(
-        self,
-        read: Read,
-        missed: list[Publication],
-        publications: list[Publication],
-        channel: Channel,
-        session: Session,
-        wire: Wire,
-    ) -> list[bytes]:
-        """Encode what a member missed; the part that was read is encoded once for all who share it."""
-        everything: list[bytes] = read.once(
-            wire, lambda found: [wire.event(self.ns, channel.room, p) for p in found]
-        )
-        shared = everything[len(everything) - len(missed) :]
-        if any(p.exclude == session.id for p in missed):
-            shared = [
-                message
-                for message, p in zip(shared, missed, strict=True)
-                if p.exclude != session.id
-            ]
-        return shared + self._encode(publications[len(missed) :], channel, session, wire)
-
-    def _encode(
-        self, publications: list[Publication], channel: Channel, session: Session, wire: Wire
-    ) -> list[bytes]:
-        return [
-            wire.event(self.ns, channel.room, publication)
-            for publication in publications
-            if publication.exclude != session.id
-        ]
-
-    def _recent_limit(self, member: Member) -> int:
-        own = member.room_type.options.recent
-        return self.options.recent if own is None else own
-
-    def _recent_json(self, room_type: RoomType, publications: Sequence[Publication]) -> bytes:
-        if room_type.recent is not None:
-            return payload.dump(room_type.recent(publications))
-        return payload.dump(
-            [
-                {"type": p.event, "offset": p.offset, "data": msgspec.Raw(p.data)}
-                for p in publications
-            ]
-        )
-
-    async def _members(self, member: Member) -> tuple[list[msgspec.Raw], int]:
-        kind = member.room_type.options.presence
-        if kind == "none":
-            return [], 0
-        name = member.channel.name
-        if kind == "counts":
-            counts = await self.runtime.reads.ask(
-                (name, "counts"), None, lambda _: self.presence.counts(name)
-            )
-            return [], counts.users
-        limit = self.options.page_limit
-
-        async def read(_: list[None]) -> tuple[list[msgspec.Raw], int]:
-            page = await self.presence.members(name, limit=limit)
-            encoded = [msgspec.Raw(msgspec.json.encode(info)) for info in page.members]
-            return encoded, page.counts.users
-
-        result: tuple[list[msgspec.Raw], int] = await self.runtime.reads.ask(
-            (name, "members"), None, read
-        )
-        return result
-
-    async def _leave(self, member: Member) -> None:
-        if member.session.memberships.pop(member.room.name, None) is None:
-            raise NotInRoom
-        with anyio.CancelScope(shield=True):
-            await self._depart(member, deliberate=True)
-
-    async def remove(self, session: Session, room: str, reason: str | None) -> None:
-        """Take a session out of a room on the server's own account."""
-        member = self._member(session, room)
-        await self._leave(member)
-        self.hub.push(session, session.outbox.wire.left(self.ns, room, None, reason))
-
-    async def _depart(self, member: Member, deliberate: bool) -> None:
-        session, channel = member.session, member.channel
-        self.hub.remove(channel, session)
-        self.runtime.release(channel)
-        if session.user is not None and member.room_type.options.presence != "none":
-            grace = self.options.presence_grace
-            if deliberate or not grace:
-                await self.presence.leave(channel.name, session.id)
-            else:
-                await self.presence.renew([(channel.name, session.id)], grace)
-        await self._hooks(member, member.room_type.leavers)
-        if self.namespace.observed("room-left"):
-            await self.namespace.emit(
-                Happening(name="room-left", session=session, member=member, room=member.room.name)
-            )
-
-    async def _hooks(
-        self, member: Member, hooks: Sequence[Callable[[Call], Awaitable[Any]]]
-    ) -> None:
-        """Call join or leave hooks. What they raise is the app's trouble, not the client's."""
-        for hook in hooks:
-            try:
-                with anyio.fail_after(self.options.handler_timeout):
-                    await hook(member.room_type.call(member))
-            except Exception:
-                logger.exception("a hook of %r raised", member.room_type.pattern)
-
-    async def tell_reset(self, channel: Channel) -> None:
-        """Tell the members of a channel that something is lost, and what is there now."""
-        for receiver in channel.receivers():
-            if not isinstance(receiver, Session) or channel.room is None:
-                continue
-            member = receiver.memberships.get(channel.room)
-            if member is None:
-                continue
-            members, count = await self._members(member)
-            read = await self.runtime.recent(channel.name, self._recent_limit(member))
-            recent = self._recent_json(member.room_type, read.publications)
-            joined = Joined(member.room.name, members, recent, read.position, False, count)
-            self.hub.push(receiver, receiver.outbox.wire.joined(self.ns, joined, None))
 
     # Publishing
 
@@ -768,12 +416,13 @@ class Engine:
             raise UnknownRoom
         return Room(self, name, room_type, params)
 
-    def _retention(self, room_type: RoomType) -> Retention:
+    def retention(self, room_type: RoomType) -> Retention:
+        """Return how much is kept of rooms of this kind."""
         return room_type.retention(self.options.history, self.options.history_age)
 
     async def publish(self, room: Room, draft: Draft) -> Published:
         """Publish into a room."""
-        kept = self._retention(room.type)
+        kept = self.retention(room.type)
         if draft.lane is Lane.HISTORY and not kept.size:
             draft = msgspec.structs.replace(draft, lane=Lane.NONE)
         return await self.runtime.broker.publish(self.room_channel(room.name), draft, kept)

@@ -19,8 +19,7 @@ Function = Callable[..., Any]
 
 
 class Call(msgspec.Struct):
-    """What a function may ask for: objects by their class or usual name, path parameters by their
-    name, and the payload."""
+    """What a function may ask for: objects, path parameters, and the payload."""
 
     objects: Mapping[str, Any]
     params: Mapping[str, Any] = {}
@@ -45,8 +44,7 @@ class Handler:
     """A function of the app, with the plan of how to call it.
 
     A parameter gets: the object whose class it is annotated with or whose name it has (`room`,
-    `member`, `session`, `publication`, …); the path parameter of its name; or, if it is the one that
-    is left, the payload, validated against its annotation.
+    `member`, `session`, …); the path parameter of its name; or, if it is the one that is left, the payload, validated against its annotation.
 
     Args:
         function: sync (then called in a worker thread) or async.

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ..events import Position, Publication
+from .limiter import SharedBucket
 from .outbox import Chunk, Outbox, Wire
 from .recovery import Gap, merge
 from .turns import Soon
@@ -39,6 +40,7 @@ class Channel:
     __slots__ = (
         "_nonces",
         "ahead",
+        "bucket",
         "epoch",
         "groups",
         "healing",
@@ -70,6 +72,7 @@ class Channel:
         self.offset = 0
         self.nonce = ""
         self.subscribed = False
+        self.bucket: SharedBucket | None = None
         self._nonces: deque[str] | None = None
 
     @property
@@ -117,9 +120,16 @@ class Hub:
     Args:
         soon: how to be called when the turn is over.
         heal: called with a channel that has a hole; it must end in `healed` or `reset`.
+        control: called with what is published for the servers, not the clients: events whose name
+            starts with "$".
     """
 
-    def __init__(self, soon: Soon, heal: Callable[[Channel], object]) -> None:
+    def __init__(
+        self,
+        soon: Soon,
+        heal: Callable[[Channel], object],
+        control: Callable[[Channel, Publication], object],
+    ) -> None:
         self.channels: dict[str, Channel] = {}
         self.sessions: dict[str, Receiver] = {}
         # Counted for tests, metrics and the performance guard.
@@ -128,6 +138,7 @@ class Hub:
         self.delivered = 0
         self._soon = soon
         self._heal = heal
+        self._control = control
         self._scheduled = False
         self._log: list[tuple[Channel, Publication]] = []
         self._own: dict[Outbox, _Own] = {}
@@ -208,7 +219,10 @@ class Hub:
 
     def _received(self, channel: Channel, publication: Publication) -> None:
         if not publication.offset:
-            self._deliver(channel, publication)
+            if publication.event[:1] == "$":
+                self._control(channel, publication)
+            else:
+                self._deliver(channel, publication)
             return
         if channel.joining is not None:
             for receiver, collected in channel.joining.items():

@@ -29,7 +29,7 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
     """What an observer is told. Which members are set depends on `name`:
 
     connection, disconnection: `session` (and `code`); message: `session`, `command`; room-joined,
-    room-left: `session`, `member`, `room`; error: `session`, `error`, and `command` if one caused it.
+    room-left: `session`, `member`, `room`; error: `session`, `error`, `command` if one caused it.
     """
 
     name: ServerEvent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from ..errors import ConfigurationError
 
@@ -45,6 +46,33 @@ class Options:
     page_limit: int = 100
     """Items on a page of history or members."""
 
+    # Limits; 0 is no limit. Rates are per second, with a burst that may come at once.
+    message_rate: float = 50.0
+    """Messages of one connection."""
+    message_burst: float = 200.0
+    user_rate: float = 100.0
+    """Messages of all of a user's connections, on all processes."""
+    user_burst: float = 400.0
+    room_rate: float = 0.0
+    """Messages of clients into one room, on all processes."""
+    room_burst: float = 1000.0
+    join_rate: float = 20.0
+    """Rooms one connection joins."""
+    join_burst: float = 100.0
+    max_connections: int = 0
+    """Connections of this process."""
+    max_connections_per_user: int = 50
+    max_connections_per_ip: int = 500
+    max_handlers: int = 1000
+    """App handlers at work at the same time on this process; further messages wait."""
+    abuse_rate: float = 2.0
+    """Refused messages a connection may cause; beyond, it is closed with 1008."""
+    abuse_burst: float = 100.0
+    idle_timeout: float = 0.0
+    """A connection whose client does nothing but answer pings for so long is closed."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks ("10.0.0.0/8") of proxies whose X-Forwarded-For is believed."""
+
     # Presence
     presence_ttl: float = 30.0
     """A lease that a crashed process no longer renews ends after so long."""
@@ -53,9 +81,15 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) < 0:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and value < 0:
                 raise ConfigurationError(f"{name} must not be negative")
         if self.max_payload < 1024:
             raise ConfigurationError("max_payload must be at least 1024 bytes")
+        for network in self.trusted_proxies:
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise ConfigurationError(f"trusted_proxies: {error}") from None
         if self.ping_interval <= 0 or self.ping_timeout <= 0:
             raise ConfigurationError("ping_interval and ping_timeout must be above 0")

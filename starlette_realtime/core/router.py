@@ -21,7 +21,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 Recent = Callable[[Sequence[Publication]], list[Any]]
 
 RESERVED = frozenset(
-    ["connect", "connected", "join", "joined", "leave", "left", "join-room", "leave-room", "broadcast", "ping", "pong", "ack", "error", "refresh", "history", "members"]
+    [
+        "connect",
+        "connected",
+        "join",
+        "joined",
+        "leave",
+        "left",
+        "join-room",
+        "leave-room",
+        "broadcast",
+        "ping",
+        "pong",
+        "ack",
+        "error",
+        "refresh",
+        "history",
+        "members",
+    ]
 )
 """Event names that are the protocol's own."""
 

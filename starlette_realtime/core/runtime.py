@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -16,14 +16,20 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from ..brokers.base import Broker, HistoryBroker
-from ..errors import BrokerUnavailable, CloseCode, ConfigurationError
+from ..errors import BrokerUnavailable, CloseCode, ConfigurationError, LimitExceeded
 from ..events import Position, Publication
+from ..limits.base import LimitStore
 from ..presence.base import PresenceStore
+from ..sessions.base import SessionStore
 from .hub import Channel, Hub
+from .limiter import SharedBucket, client_ip, networks
 from .options import Options
 from .session import Connection, Session
 from .timers import Timers
 from .turns import OncePerTurn, soon
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 logger = logging.getLogger("starlette_realtime")
 
@@ -33,6 +39,8 @@ class Stores(msgspec.Struct, frozen=True):
 
     broker: Broker
     presence: PresenceStore
+    sessions: SessionStore
+    limits: LimitStore
 
 
 class Runtime:
@@ -45,20 +53,71 @@ class Runtime:
         self.broker = stores.broker
         self.history = stores.broker if isinstance(stores.broker, HistoryBroker) else None
         self.presence = stores.presence
-        self.hub = Hub(soon(), self._heal)
+        self.sessions = stores.sessions
+        self.limits = stores.limits
+        self.secret = b""
+        self.engines: dict[str, Engine] = {}
+        self.hub = Hub(soon(), self._heal, self._control)
+        self.handlers = anyio.Semaphore(options.max_handlers or 1_000_000, fast_acquire=True)
         self.timers = Timers()
         self.connections: set[Connection] = set()
         self.stopping = False
         self.reads: OncePerTurn[Any, Any] = OncePerTurn()
-        # By namespace: told about a channel whose history no longer reaches, so that its members
-        # learn of it.
-        self.resetters: dict[str, Callable[[Channel], Awaitable[None]]] = {}
+        self._buckets: dict[str, SharedBucket] = {}
+        self._proxies = networks(options.trusted_proxies)
         self._subscribing: dict[str, anyio.Event] = {}
         self._empty = anyio.Event()
         self.gaps_healed = 0
         self.gaps_lost = 0
 
+    # Limits
+
+    async def admit(self, connection: Connection) -> None:
+        """Count a new connection.
+
+        Raises:
+            LimitExceeded: there are too many, in all or from its address.
+        """
+        options = self.options
+        if options.max_connections and len(self.connections) > options.max_connections:
+            raise LimitExceeded("Limit exceeded: the server is full")
+        connection.ip = client_ip(connection.scope, self._proxies)
+        if connection.ip is not None and options.max_connections_per_ip:
+            await self.hold(
+                connection,
+                f"ip:{connection.ip}",
+                options.max_connections_per_ip,
+                "Limit exceeded: too many connections from this address",
+            )
+
+    async def hold(self, connection: Connection, key: str, limit: int, refusal: str) -> None:
+        """Let `connection` be one of at most `limit` holders of `key` while it lasts.
+
+        Raises:
+            LimitExceeded: there are as many already.
+        """
+        ttl = self.options.presence_ttl
+        if not await self.limits.acquire(key, connection.id, limit=limit, ttl=ttl):
+            raise LimitExceeded(refusal)
+        connection.holds.append((key, connection.id))
+
+    def bucket(self, key: str, rate: float, burst: float) -> SharedBucket:
+        """Return the bucket of `key`, shared by all here who ask; give it back when done."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = SharedBucket(self.limits, key, rate, burst)
+        bucket.users += 1
+        return bucket
+
+    def release_bucket(self, bucket: SharedBucket) -> None:
+        bucket.users -= 1
+        if not bucket.users:
+            self._buckets.pop(bucket.key, None)
+
     # Channels
+
+    def _control(self, channel: Channel, publication: Publication) -> None:
+        self.engines[channel.ns].lobby.control(channel, publication)
 
     async def subscribe(self, channel: Channel) -> None:
         """Make sure the broker sends what is published to `channel`."""
@@ -123,7 +182,7 @@ class Runtime:
             if not recovery.recovered:
                 self.gaps_lost += 1
                 self.hub.reset(channel, recovery.position)
-                await self.resetters[channel.ns](channel)
+                await self.engines[channel.ns].rooms.tell_reset(channel)
                 return
             if self.hub.healed(channel, recovery.publications, recovery.position):
                 self.gaps_healed += 1
@@ -144,14 +203,16 @@ class Runtime:
     async def _recover(self, channel: str, positions: list[Position]) -> Read:
         assert self.history is not None
         lost: set[Position] = set()
+        end = Position("", 0)
         for since in sorted(positions, key=attrgetter("offset")):
             if since in lost:
                 continue
             recovery = await self.history.recover(channel, since, self.options.recover_limit)
             if recovery.recovered:
                 return Read(recovery.publications, recovery.position, since.offset)
+            end = recovery.position
             lost.add(since)
-        return Read([], recovery.position, None)
+        return Read([], end, None)
 
     async def recent(self, channel: str, limit: int) -> Read:
         """Return the newest `limit` of the history lane; shared like `recover`."""
@@ -168,7 +229,7 @@ class Runtime:
     # Tasks
 
     async def _beat(self) -> None:
-        """Ping the silent, cut the dead. One task for all connections, a slice of them at a time."""
+        """Ping the silent, cut the dead: one task for all connections."""
         options = self.options
         interval = min(1.0, options.ping_interval / 4, options.ping_timeout / 4)
         while True:
@@ -177,6 +238,8 @@ class Runtime:
             for number, connection in enumerate(list(self.connections)):
                 if now - connection.heard > options.ping_interval:
                     self._check(connection, now)
+                if options.idle_timeout and now - connection.active > options.idle_timeout:
+                    connection.close(CloseCode.IDLE, "idle")
                 if number % 2000 == 1999:
                     await anyio.lowlevel.checkpoint()
 
@@ -210,11 +273,18 @@ class Runtime:
         while True:
             await anyio.sleep(ttl / 3)
             try:
+                await self.limits.renew(
+                    [hold for connection in self.connections for hold in connection.holds], ttl
+                )
+                if self.options.resume_window:
+                    await self.sessions.renew(
+                        list(self.hub.sessions), self.options.resume_window + ttl
+                    )
                 gone = await self.presence.renew(leases(), ttl)
                 for channel, session_id in gone:
                     session = self.hub.sessions.get(session_id)
                     if isinstance(session, Session) and not session.closed:
-                        await session.engine.reenter(channel, session)
+                        await session.engine.rooms.reenter(channel, session)
             except BrokerUnavailable:
                 logger.warning("presence could not be renewed: the backend is away")
             except Exception:
@@ -225,15 +295,21 @@ class Runtime:
             (channel, session.id)
             for session in list(self.hub.sessions.values())
             if isinstance(session, Session)
-            for channel in session.engine.leases(session)
+            for channel in session.engine.rooms.leases(session)
         ]
 
     def connected(self, connection: Connection) -> None:
         connection.heard = time.monotonic()
         self.connections.add(connection)
 
-    def disconnected(self, connection: Connection) -> None:
+    async def disconnected(self, connection: Connection) -> None:
         self.connections.discard(connection)
+        with anyio.CancelScope(shield=True):
+            for key, holder in connection.holds:
+                try:
+                    await self.limits.release(key, holder)
+                except BrokerUnavailable:
+                    logger.warning("a counted connection must lapse: the backend is away")
         if not self.connections:
             self._empty.set()
 
@@ -298,6 +374,9 @@ async def running(options: Options, stores: Stores) -> AsyncIterator[Runtime]:
         try:
             await stack.enter_async_context(stores.broker.run(runtime.hub))
             await stack.enter_async_context(stores.presence.run())
+            await stack.enter_async_context(stores.sessions.run())
+            await stack.enter_async_context(stores.limits.run())
+            runtime.secret = await stores.sessions.secret()
         except BrokerUnavailable as error:
             raise ConfigurationError(f"the backend cannot be reached: {error}") from error
         tasks = runtime.tasks = await stack.enter_async_context(anyio.create_task_group())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,7 +14,10 @@ import anyio
 from ..auth.base import User
 from ..errors import AckTimeout, CloseCode, Disconnected
 from ..protocols import payload
+from .limiter import Bucket, SharedBucket
+from .options import Options
 from .outbox import Outbox
+from .timers import Timer
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -30,18 +34,40 @@ def new_id() -> str:
 class Connection(ABC):
     """One client's connection, as a door offers it to the core."""
 
-    __slots__ = ("acks", "gone", "heard", "id", "outbox", "pinged", "scope", "sessions")
+    __slots__ = (
+        "active",
+        "bucket",
+        "gone",
+        "heard",
+        "holds",
+        "id",
+        "ip",
+        "joins",
+        "outbox",
+        "patience",
+        "pinged",
+        "scope",
+        "sessions",
+    )
 
-    def __init__(self, scope: Mapping[str, Any], outbox: Outbox) -> None:
+    def __init__(self, scope: Mapping[str, Any], outbox: Outbox, options: Options) -> None:
         self.id = new_id()
+        now = time.monotonic()
+        self.bucket = Bucket(options.message_rate, options.message_burst, now)
+        self.joins = Bucket(options.join_rate, options.join_burst, now)
+        self.patience = Bucket(options.abuse_rate, options.abuse_burst, now)
+        # What the connection holds of counted limits: (key, holder).
+        self.holds: list[tuple[str, str]] = []
+        self.ip: str | None = None
         self.scope = scope
         self.outbox = outbox
         self.sessions: dict[str, Session] = {}
-        # Loop time of the last sign of life, and of the ping that asked for one.
-        self.heard = 0.0
+        # Monotonic times of the last sign of life, of the ping that asked for one, and of the
+        # last message that was more than a sign of life.
+        self.heard = now
         self.pinged = 0.0
+        self.active = now
         self.gone = False
-        self.acks: dict[int, Answer] | None = None
 
     @abstractmethod
     def close(self, code: int, reason: str = "") -> None:
@@ -58,14 +84,17 @@ class Connection(ABC):
         """Whether a handler is at work for this connection, so that silence means nothing."""
 
 
-class Answer:
-    """A client's ack that is being waited for."""
+class Asked:
+    """A message of ours that waits for the client's answer, which is in canonical form."""
 
-    __slots__ = ("data", "event")
+    __slots__ = ("answer", "answered", "data", "event", "room")
 
-    def __init__(self) -> None:
-        self.event = anyio.Event()
-        self.data = b"null"
+    def __init__(self, room: str | None, event: str, data: bytes) -> None:
+        self.room = room
+        self.event = event
+        self.data = data
+        self.answered = anyio.Event()
+        self.answer: bytes | None = None
 
 
 class Session:
@@ -79,12 +108,19 @@ class Session:
 
     __slots__ = (
         "_data",
+        "bucket",
         "closed",
         "connection",
+        "device_id",
         "engine",
+        "expiry",
+        "generation",
         "id",
+        "lingering",
         "memberships",
         "outbox",
+        "requests",
+        "status",
         "user",
     )
 
@@ -95,7 +131,17 @@ class Session:
         self.outbox = connection.outbox
         self.user = user
         self.memberships: dict[str, Member] = {}
+        # Rooms that have not been told yet that the connection is lost.
+        self.lingering: dict[str, tuple[Member, Timer]] | None = None
+        self.generation = 1
+        # What the client calls the device it runs on; None when it does not say.
+        self.device_id: str | None = None
+        self.status = "online"
         self.closed = False
+        self.bucket: SharedBucket | None = None
+        self.expiry: Timer | None = None
+        # Messages that wait for an answer, to be sent again after a reconnect.
+        self.requests: dict[int, Asked] | None = None
         self._data: dict[str, Any] | None = None
 
     @property
@@ -136,38 +182,63 @@ class Session:
 
         Raises:
             AckTimeout: no answer within `timeout` seconds (default: the option `ack_timeout`).
-            Disconnected: the connection closed first.
+            Disconnected: the session ended first. A session that is resumed is asked again.
         """
         seconds = self.engine.options.ack_timeout if timeout is None else timeout
-        connection = self.connection
-        if connection.gone:
-            raise Disconnected("the session has no connection")
-        if connection.acks is None:
-            connection.acks = {}
+        if self.closed:
+            raise Disconnected("the session has ended")
+        if self.requests is None:
+            self.requests = {}
         number = secrets.randbits(48)
-        answer = connection.acks[number] = Answer()
+        asked = self.requests[number] = Asked(room, event, payload.dump(data))
         try:
-            self.engine.hub.push(
-                self,
-                self.outbox.wire.request(self.namespace, room, event, payload.dump(data), number),
-            )
+            self.ask(number, asked)
             with anyio.move_on_after(seconds):
-                await connection.wait(answer.event)
+                await self.connection.wait(asked.answered)
         finally:
-            connection.acks.pop(number, None)
-        if not answer.event.is_set():
-            raise AckTimeout(f"no answer to {event!r} within {seconds:g} s")
-        if connection.gone:
-            raise Disconnected(f"the connection closed before {event!r} was answered")
-        return payload.load(answer.data)
+            self.requests.pop(number, None)
+        if asked.answer is not None:
+            return payload.load(asked.answer)
+        if self.closed:
+            raise Disconnected(f"the session ended before {event!r} was answered")
+        raise AckTimeout(f"no answer to {event!r} within {seconds:g} s")
+
+    def ask(self, number: int, asked: Asked) -> None:
+        """Send a message that wants an answer, or send it again."""
+        self.engine.hub.push(
+            self,
+            self.outbox.wire.request(self.namespace, asked.room, asked.event, asked.data, number),
+        )
 
     async def join(self, room: str) -> None:
         """Make this session a member of `room`, as if it had asked; it is told by `joined`."""
-        await self.engine.join_and_tell(self, room)
+        await self.engine.rooms.join(self, room)
 
     async def leave(self, room: str, reason: str | None = None) -> None:
         """Take this session out of `room`; it is told by `left`."""
-        await self.engine.remove(self, room, reason)
+        await self.engine.rooms.leave(self, room)
+        self.engine.hub.push(self, self.outbox.wire.left(self.namespace, room, None, reason))
+
+    def linger(self, member: Member, grace: float, over: Callable[[Member], object]) -> None:
+        """Remember a membership whose connection is lost; call `over` if it does not come back
+        within `grace` seconds."""
+        if self.lingering is None:
+            self.lingering = {}
+        room = member.room.name
+
+        def is_over() -> None:
+            if self.lingering is not None and self.lingering.pop(room, None) is not None:
+                over(member)
+
+        self.lingering[room] = (member, self.engine.runtime.timers.call_later(grace, is_over))
+
+    def stop_lingering(self, room: str) -> bool:
+        """The session is back in `room`; return whether the room never saw it gone."""
+        found = self.lingering.pop(room, None) if self.lingering else None
+        if found is None:
+            return False
+        found[1].cancel()
+        return True
 
     def disconnect(self, code: int = CloseCode.KICKED, reason: str = "") -> None:
         """Close this client's connection."""

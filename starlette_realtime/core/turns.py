@@ -1,4 +1,4 @@
-"""Turns of the event loop: doing a thing once at the end of one, and reading once for all who ask in one."""
+"""Turns of the event loop: doing a thing when one ends, reading once for all who ask in one."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ recognise uvicorn's own `websockets-sansio` protocol, which is the default since
 
 Why it is safe beside ordinary sends: both write whole frames synchronously into the same transport,
 so frames never interleave and keep their order. Our frames are uncompressed, which is valid where
-compression was negotiated (RFC 7692, section 6), and leave the compressor's window untouched on both
-sides. A frame is written only between the accepted handshake and the first sign of a close.
+compression was negotiated (RFC 7692, section 6), and leave both sides' compression windows alone. A frame is written only between the accepted handshake and the first sign of a close.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ EXTENSION = "realtime.writer"
 class SansIOWriter:
     """A direct writer over uvicorn's sans-IO protocol."""
 
-    __slots__ = ("_attached", "_buffered", "_protocol", "_resumed", "_waiter", "_write", "closed")
+    __slots__ = ("_protocol", "_resumed", "_waiter", "_write")
 
     def __init__(self, protocol: WebSocketsSansIOProtocol) -> None:
         self._protocol = protocol
@@ -114,7 +113,8 @@ class RealtimeProtocol(WebSocketsSansIOProtocol):
         # The application's task has been created but has not run: it sees the finished scope.
         if self.response.status_code == 101:
             self.realtime_writer = SansIOWriter(self)
-            self.scope.setdefault("extensions", {})[EXTENSION] = self.realtime_writer  # type: ignore[typeddict-item]
+            scope: Any = self.scope
+            scope["extensions"] = {**scope.get("extensions", {}), EXTENSION: self.realtime_writer}
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -134,7 +134,7 @@ _NEEDED = (
 
 
 def find_writer(scope: Scope, send: Send) -> SansIOWriter | None:
-    """Return a direct writer if `send` is the very method of uvicorn's own sans-IO protocol: then no
+    """Return a direct writer if `send` is the very method of uvicorn's sans-IO protocol: then no
     middleware stands between that would have to see each message."""
     extensions = scope.get("extensions") or {}
     offered = extensions.get(EXTENSION)

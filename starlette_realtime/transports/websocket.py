@@ -16,20 +16,22 @@ from urllib.parse import parse_qs
 import anyio
 from starlette.types import Message, Receive, Scope, Send
 
-from ..auth.base import User
 from ..auth.credentials import find_credentials
 from ..auth.origin import OriginPolicy
 from ..core.engine import Engine
+from ..core.lobby import Introduction
 from ..core.outbox import Chunk, Outbox
 from ..core.runtime import Runtime
 from ..core.session import Connection
 from ..errors import (
     AuthenticationRequired,
+    BrokerUnavailable,
     ClientError,
     CloseCode,
     CloseConnection,
     Disconnected,
     InvalidMessage,
+    Unavailable,
     UnknownNamespace,
 )
 from ..events import Command
@@ -111,7 +113,7 @@ class WebSocketConnection(Connection):
                 overflow=self._overflow,
                 wake=self._wake,
             )
-        super().__init__(scope, outbox)
+        super().__init__(scope, outbox, options)
 
     # Connection
 
@@ -214,18 +216,16 @@ class WebSocketConnection(Connection):
         finally:
             code = self._ended()
             for session in list(self.sessions.values()):
-                await session.engine.disconnect(session, code)
-            runtime.disconnected(self)
+                await session.engine.lobby.disconnect(session, code)
+            await runtime.disconnected(self)
 
     def _ended(self) -> int:
-        """The code the connection ended with, and the end of everything that waits for it."""
+        """The code the connection ended with, after which nothing is written."""
         code = self._closing[0] if self._closing is not None else self._gone or 1006
         self._gone = code
+        self.gone = True
         self.outbox.close()
         self._wake()
-        self.gone = True
-        for answer in (self.acks or {}).values():
-            answer.event.set()
         return code
 
     async def _introduce(self) -> bool:
@@ -234,40 +234,44 @@ class WebSocketConnection(Connection):
         engine = door.engines["/"]
         id: int | str | None = None
         try:
-            credentials = find_credentials(self.scope)
+            await door.runtime.admit(self)
             try:
                 if door.must_wait(self.scope):
                     raise AuthenticationRequired
-                user = await engine.authenticate(credentials)
+                user = await engine.lobby.authenticate(find_credentials(self.scope))
             except AuthenticationRequired:
+                command = None
                 with anyio.move_on_after(door.runtime.options.auth_timeout):
                     command = await self._first()
-                    if command is None:
+                if command is None:
+                    if self._gone is not None or self._closing is not None:
                         return False
-                    id = command.id
-                    user = await self._authenticate(engine, command)
-                    await engine.connect(self, user)
-                    return True
-                raise
-            await engine.connect(self, user)
+                    raise
+                id = command.id
+                await self._open(engine, command)
+            else:
+                await engine.lobby.connect(self, user, Introduction())
             return True
         except ClientError as error:
             await self._turn_away(engine, error, id)
         except CloseConnection as error:
             self.close(error.code, error.reason)
             await self._drain()
+        except BrokerUnavailable:
+            await self._turn_away(engine, Unavailable(), id)
         except Exception:
             logger.exception("a connection could not be opened")
             self.close(CloseCode.SERVER_ERROR, "internal error")
             await self._drain()
         return False
 
-    async def _authenticate(self, engine: Engine, command: Command) -> User | None:
-        data = payload.load(bytes(command.data))
-        token = data.get("token") if isinstance(data, dict) else None
-        if token is not None and not isinstance(token, str):
-            raise InvalidMessage("Invalid message format: token must be a string")
-        return await engine.authenticate(find_credentials(self.scope, token))
+    async def _open(self, engine: Engine, command: Command) -> None:
+        """Open a session as the client's `connect` message asks."""
+        said = bytes(command.data)
+        introduction = payload.load(said, Introduction) if said != b"null" else Introduction()
+        user = await engine.lobby.authenticate(find_credentials(self.scope, introduction.token))
+        session = await engine.lobby.connect(self, user, introduction)
+        await engine.rejoin(session, introduction.rooms)
 
     async def _first(self) -> Command | None:
         """Return the client's first message; None if it went away."""
@@ -334,6 +338,8 @@ class WebSocketConnection(Connection):
             session.engine.refuse(session, command.error, command.id)
             return
         kind = command.type
+        if kind != "pong":
+            self.active = self.heard
         if kind == "ack":
             self._answer(command)
             return
@@ -355,9 +361,9 @@ class WebSocketConnection(Connection):
             self._busy = False
 
     def _answer(self, command: Command) -> None:
-        session = self.sessions.get("/")
+        session = self.sessions.get(command.ns)
         if session is not None:
-            session.engine.answer(self, command)
+            session.engine.answer(session, command)
 
     async def _connect_namespace(self, command: Command) -> None:
         """Open a session in another namespace on this connection."""
@@ -368,8 +374,10 @@ class WebSocketConnection(Connection):
                 raise UnknownNamespace
             if command.ns in self.sessions:
                 raise InvalidMessage("Invalid message format: connected already")
-            user = await self._authenticate(engine, command)
-            await engine.connect(self, user)
+            await self._open(engine, command)
+        except BrokerUnavailable:
+            message = self.outbox.wire.error(command.ns, Unavailable(), command.id)
+            known.engine.hub.push(known, message)
         except ClientError as error:
             message = self.outbox.wire.error(command.ns, error, command.id)
             known.engine.hub.push(known, message)
@@ -381,6 +389,8 @@ class WebSocketConnection(Connection):
 
 
 def _close_code(error: ClientError) -> int:
+    if error.error_code == "limit_exceeded":
+        return CloseCode.TOO_MANY
     if error.error_code in ("auth_required", "auth_failed", "invalid_user", "invalid_message"):
         return CloseCode.UNAUTHORIZED
     return CloseCode.TOO_MANY if error.retry else CloseCode.FORBIDDEN

@@ -1,0 +1,1 @@
+"""A chat with rooms: `app.py` is the server, `static/` the page."""

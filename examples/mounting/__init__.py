@@ -1,0 +1,1 @@
+"""Ways to add real-time rooms to an app, one small program each."""

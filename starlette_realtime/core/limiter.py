@@ -1,0 +1,112 @@
+"""Limits on the hot path: a bucket is two floats, and the store is asked only now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from ..limits.base import LimitStore
+
+
+class Bucket:
+    """Tokens of one connection: at most `burst`, `rate` more a second. A rate of 0: no limit."""
+
+    __slots__ = ("burst", "level", "rate", "then")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self.rate = rate
+        self.burst = burst
+        self.level = burst
+        self.then = now
+
+    def take(self, now: float) -> bool:
+        """Take one token at `now` (seconds, monotonic); return whether there was one."""
+        if self.level < 1.0:
+            if not self.rate:
+                return True
+            self._fill(now)
+            if self.level < 1.0:
+                return False
+        self.level -= 1.0
+        return True
+
+    def _fill(self, now: float) -> None:
+        # Filled only when empty: for most messages this is a comparison and a subtraction.
+        self.level = min(self.burst, self.level + (now - self.then) * self.rate)
+        self.then = now
+
+
+class SharedBucket:
+    """This process's share of a bucket that holds over all processes.
+
+    Tokens are fetched from the store some at a time, so that most messages ask nobody. What is
+    fetched and not used is lost to the others until the bucket fills: never more than the limit
+    passes, sometimes a little less.
+    """
+
+    __slots__ = ("_burst", "_portion", "_rate", "_refused", "_store", "key", "level", "users")
+
+    def __init__(self, store: LimitStore, key: str, rate: float, burst: float) -> None:
+        self._store = store
+        self.key = key
+        self._rate = rate
+        self._burst = burst
+        self._portion = max(1.0, min(burst / 10, 64.0))
+        self._refused = 0.0
+        self.level = 0.0
+        self.users = 0
+
+    def take_now(self) -> bool:
+        """Take one token if there is one here."""
+        if self.level >= 1.0:
+            self.level -= 1.0
+            return True
+        return False
+
+    async def take(self, now: float) -> bool:
+        """Take one token; ask the store if there is none here."""
+        if self.take_now():
+            return True
+        if now < self._refused:
+            return False
+        self.level += await self._store.take(
+            self.key, self._portion, rate=self._rate, burst=self._burst
+        )
+        if self.take_now():
+            return True
+        # Asking again before a token can be there would only load the store.
+        self._refused = now + min(1.0, 1.0 / self._rate)
+        return False
+
+
+def networks(names: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(name) for name in names)
+
+
+def client_ip(
+    scope: Mapping[str, Any], trusted: tuple[IPv4Network | IPv6Network, ...]
+) -> str | None:
+    """Return the address a connection comes from: the peer's, or, as long as that is a trusted
+    proxy's, the one that proxy names last in X-Forwarded-For."""
+    client = scope.get("client")
+    if not client:
+        return None
+    address = str(client[0])
+    forwarded = [
+        part.strip()
+        for name, value in scope.get("headers", ())
+        if name == b"x-forwarded-for"
+        for part in value.decode("latin-1").split(",")
+    ]
+    while forwarded and _is_in(address, trusted):
+        address = forwarded.pop()
+    return address
+
+
+def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed.version == network.version and parsed in network for network in networks)

@@ -1,0 +1,382 @@
+"""Joining and leaving rooms, without a crack between history and live."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from ..errors import (
+    AccessDenied,
+    BrokerUnavailable,
+    LimitExceeded,
+    NotInRoom,
+    TimedOut,
+    Unavailable,
+)
+from ..events import Draft, Lane, Position, Publication
+from ..presence.base import Lease
+from ..protocols import payload
+from .handlers import Call
+from .hub import Channel
+from .namespace import Happening
+from .outbox import Joined, Wire
+from .recovery import Gap, merge
+from .room import Room
+from .router import RoomType
+from .runtime import Read
+from .session import Member, Session
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+logger = logging.getLogger("starlette_realtime")
+
+_EPHEMERAL = Position("", 0)
+_JOIN_ATTEMPTS = 5
+
+Reply = Callable[[Wire, Joined], bytes | None]
+"""Makes the message that answers a join."""
+
+
+class Membership:
+    """Who is in which room of one namespace, on this process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.ns = engine.ns
+        self.runtime = engine.runtime
+        self.options = engine.options
+        self.hub = engine.hub
+        self.presence = engine.presence
+        self.namespace = engine.namespace
+
+    async def join(
+        self,
+        session: Session,
+        name: str,
+        since: Position | None = None,
+        id: int | str | None = None,
+        reply: Reply | None = None,
+    ) -> None:
+        """Make `session` a member of a room and tell it what it needs to know, without a crack
+        between history and live: add, buffering; subscribe; presence; read; merge; reply; unbuffer.
+
+        Raises:
+            UnknownRoom, AccessDenied, LimitExceeded, BrokerUnavailable: it is no member.
+        """
+        existing = session.memberships.get(name)
+        if existing is not None:
+            member = existing
+        else:
+            room_type, params = self.namespace.router.match(name)
+            if len(session.memberships) >= self.options.max_rooms:
+                raise LimitExceeded(f"Limit exceeded: at most {self.options.max_rooms} rooms")
+            room = Room(self.engine, name, room_type, params)
+            channel = Channel(self.engine.room_channel(name), self.ns, name)
+            member = Member(session, room, room_type, channel, params)
+            await self._authorize(member)
+        channel = member.channel = self.hub.channel(member.channel.name, self.ns, name)
+        if existing is not None:
+            # It asks again, perhaps with a position: it gets what it asks for as if it were new.
+            self.hub.flush()
+            self.hub.remove(channel, session)
+        self.hub.begin(channel, session)
+        try:
+            await self.runtime.subscribe(channel)
+            await self._enter(member)
+            joined, missed, position = await self._read(member, since)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._abandon(member)
+            raise
+        # No step of the event loop from here to going live.
+        wire = session.outbox.wire
+        message = reply(wire, joined) if reply else wire.joined(self.ns, joined, id)
+        self.hub.go_live(channel, session, position)
+        self.hub.push(session, *([message] if message else []), *missed)
+        session.memberships[name] = member
+        if session.connection.gone:
+            # It went away while another task let it join.
+            del session.memberships[name]
+            await self.depart(member)
+            return
+        lingered = session.stop_lingering(name)
+        if existing is None and not lingered:
+            await self._hooks(member, member.room_type.joiners)
+            if self.namespace.observed("room-joined"):
+                await self.namespace.emit(
+                    Happening(name="room-joined", session=session, member=member, room=name)
+                )
+
+    async def _authorize(self, member: Member) -> None:
+        user = member.user
+        allowed_rooms = user.capabilities if user is not None else None
+        if allowed_rooms is not None and not any(
+            fnmatchcase(member.room.name, pattern) for pattern in allowed_rooms
+        ):
+            raise AccessDenied
+        call = member.room_type.call(member)
+        for authorize in member.room_type.authorizers:
+            allowed: object = None
+            with anyio.move_on_after(self.options.handler_timeout) as scope:
+                allowed = await authorize(call)
+            if scope.cancelled_caught:
+                raise TimedOut
+            if allowed is not True:
+                raise AccessDenied
+
+    async def _abandon(self, member: Member) -> None:
+        """Undo a join that failed half-way."""
+        self.hub.remove(member.channel, member.session)
+        member.session.memberships.pop(member.room.name, None)
+        self.runtime.release(member.channel)
+        try:
+            await self.presence.leave(member.channel.name, member.session.id)
+        except BrokerUnavailable:
+            logger.warning("leaving %s must wait for the backend", member.room.name)
+
+    async def _enter(self, member: Member) -> None:
+        """Let presence know of a member."""
+        session = member.session
+        user = session.user
+        kind = member.room_type.options.presence
+        if user is None or kind == "none":
+            return
+        info = payload.dump(user.info)
+        arrival = departure = None
+        if kind == "full":
+            ids = {"userId": user.id, "roomId": member.room.name}
+            arrival = Draft(
+                event="user-joined",
+                data=payload.dump({**ids, "user": msgspec.Raw(info)}),
+                lane=Lane.PRESENCE,
+                exclude=session.id,
+            )
+            departure = Draft(
+                event="user-left", data=payload.dump(ids), lane=Lane.PRESENCE, exclude=session.id
+            )
+        await self.presence.enter(
+            member.channel.name,
+            Lease(session.id, user.id, info, session.status),
+            ttl=self.options.presence_ttl,
+            arrival=arrival,
+            departure=departure,
+            retention=self.engine.retention(member.room_type),
+        )
+
+    async def reenter(self, channel: str, session: Session) -> None:
+        """Enter a lease again that was lost with the backend."""
+        for member in list(session.memberships.values()):
+            if member.channel.name == channel:
+                await self._enter(member)
+
+    def leases(self, session: Session) -> Iterable[str]:
+        """Channels in which `session` holds a lease."""
+        if session.user is None:
+            return []
+        return [
+            member.channel.name
+            for member in session.memberships.values()
+            if member.room_type.options.presence != "none"
+        ]
+
+    async def _read(
+        self, member: Member, since: Position | None
+    ) -> tuple[Joined, list[bytes], Position | None]:
+        """Return what the member is told, the events it missed, and where it then stands."""
+        channel, session = member.channel, member.session
+        wire = session.outbox.wire
+        members, count = await self._members(member)
+        room = member.room.name
+        if self.runtime.history is None:
+            # Nothing kept: whoever comes with a position learns that it cannot be honoured.
+            lost = None if since is None else False
+            return Joined(room, members, b"[]", _EPHEMERAL, lost, count), [], None
+        recoverable = since is not None and self.engine.retention(member.room_type).size > 0
+        for _ in range(_JOIN_ATTEMPTS):
+            read: Read | None = None
+            missed: list[Publication] | None = None
+            if since is not None and recoverable:
+                read = await self.runtime.recover(channel.name, since)
+                missed = read.since(since)
+            if read is None or missed is None:
+                read = await self.runtime.recent(channel.name, self._recent_limit(member))
+            collected = self.hub.collected(channel, session)
+            merged = (
+                Gap()
+                if collected is None
+                else merge(missed if missed is not None else [], read.position, collected)
+            )
+            if isinstance(merged, Gap):
+                self.hub.rewind(channel, session)
+                continue
+            publications, position = merged
+            if missed is not None:
+                events = self._encoded(read, missed, publications, channel, session, wire)
+                return Joined(room, members, b"[]", position, True, count), events, position
+            recent: bytes = read.once(
+                "recent", lambda found: self.recent_json(member.room_type, found)
+            )
+            joined = Joined(
+                room, members, recent, read.position, None if since is None else False, count
+            )
+            tail = self._encode(publications, channel, session, wire)
+            return joined, tail, position
+        raise Unavailable
+
+    def _encoded(
+        self,
+        read: Read,
+        missed: list[Publication],
+        publications: list[Publication],
+        channel: Channel,
+        session: Session,
+        wire: Wire,
+    ) -> list[bytes]:
+        """Encode what a member missed; what was read is encoded once for all who share it."""
+        everything: list[bytes] = read.once(
+            wire, lambda found: [wire.event(self.ns, channel.room, p) for p in found]
+        )
+        shared = everything[len(everything) - len(missed) :]
+        if any(p.exclude == session.id for p in missed):
+            shared = [
+                message
+                for message, p in zip(shared, missed, strict=True)
+                if p.exclude != session.id
+            ]
+        return shared + self._encode(publications[len(missed) :], channel, session, wire)
+
+    def _encode(
+        self, publications: list[Publication], channel: Channel, session: Session, wire: Wire
+    ) -> list[bytes]:
+        return [
+            wire.event(self.ns, channel.room, publication)
+            for publication in publications
+            if publication.exclude != session.id
+        ]
+
+    def _recent_limit(self, member: Member) -> int:
+        own = member.room_type.options.recent
+        return self.options.recent if own is None else own
+
+    def recent_json(self, room_type: RoomType, publications: Sequence[Publication]) -> bytes:
+        if room_type.recent is not None:
+            return payload.dump(room_type.recent(publications))
+        return payload.dump(
+            [
+                {"type": p.event, "offset": p.offset, "data": msgspec.Raw(p.data)}
+                for p in publications
+            ]
+        )
+
+    async def _members(self, member: Member) -> tuple[list[msgspec.Raw], int]:
+        kind = member.room_type.options.presence
+        if kind == "none":
+            return [], 0
+        name = member.channel.name
+        if kind == "counts":
+            counts = await self.runtime.reads.ask(
+                (name, "counts"), None, lambda _: self.presence.counts(name)
+            )
+            return [], counts.users
+        limit = self.options.page_limit
+
+        async def read(_: list[None]) -> tuple[list[msgspec.Raw], int]:
+            page = await self.presence.members(name, limit=limit)
+            encoded = [msgspec.Raw(msgspec.json.encode(info)) for info in page.members]
+            return encoded, page.counts.users
+
+        result: tuple[list[msgspec.Raw], int] = await self.runtime.reads.ask(
+            (name, "members"), None, read
+        )
+        return result
+
+    async def leave(self, session: Session, name: str) -> None:
+        """Take `session` out of a room.
+
+        Raises:
+            NotInRoom: it is not in it.
+        """
+        member = session.memberships.pop(name, None)
+        if member is None:
+            raise NotInRoom
+        with anyio.CancelScope(shield=True):
+            await self.depart(member)
+
+    async def depart(self, member: Member) -> None:
+        """End a membership now: hub, presence, hooks."""
+        self.detach(member)
+        if self._is_present(member):
+            try:
+                await self.presence.leave(member.channel.name, member.session.id)
+            except BrokerUnavailable:
+                # Nobody renews the lease any more, so it ends by itself.
+                logger.warning("leaving %s must wait for the backend", member.room.name)
+        await self.tell_left(member)
+
+    def detach(self, member: Member) -> None:
+        """Deliver nothing more to a member."""
+        self.hub.remove(member.channel, member.session)
+        self.runtime.release(member.channel)
+
+    async def linger(self, members: Sequence[Member]) -> None:
+        """Detach members whose connection is lost, and let their rooms know only when the grace
+        period is over and they have not come back."""
+        grace = self.options.presence_grace
+        for member in members:
+            self.detach(member)
+            member.session.linger(member, grace, self._linger_is_over)
+        leases = [(m.channel.name, m.session.id) for m in members if self._is_present(m)]
+        try:
+            await self.presence.renew(leases, grace)
+        except BrokerUnavailable:
+            logger.warning("presence must wait for the backend")
+
+    def _linger_is_over(self, member: Member) -> None:
+        self.runtime.tasks.start_soon(self.tell_left, member)
+
+    def _is_present(self, member: Member) -> bool:
+        return member.session.user is not None and member.room_type.options.presence != "none"
+
+    async def tell_left(self, member: Member) -> None:
+        """Call the leave hooks and observers."""
+        await self._hooks(member, member.room_type.leavers)
+        if self.namespace.observed("room-left"):
+            await self.namespace.emit(
+                Happening(
+                    name="room-left",
+                    session=member.session,
+                    member=member,
+                    room=member.room.name,
+                )
+            )
+
+    async def _hooks(
+        self, member: Member, hooks: Sequence[Callable[[Call], Awaitable[Any]]]
+    ) -> None:
+        """Call join or leave hooks. What they raise is the app's trouble, not the client's."""
+        for hook in hooks:
+            try:
+                with anyio.fail_after(self.options.handler_timeout):
+                    await hook(member.room_type.call(member))
+            except Exception:
+                logger.exception("a hook of %r raised", member.room_type.pattern)
+
+    async def tell_reset(self, channel: Channel) -> None:
+        """Tell the members of a channel that something is lost, and what is there now."""
+        for receiver in channel.receivers():
+            if not isinstance(receiver, Session) or channel.room is None:
+                continue
+            member = receiver.memberships.get(channel.room)
+            if member is None:
+                continue
+            members, count = await self._members(member)
+            read = await self.runtime.recent(channel.name, self._recent_limit(member))
+            recent = self.recent_json(member.room_type, read.publications)
+            joined = Joined(member.room.name, members, recent, read.position, False, count)
+            self.hub.push(receiver, receiver.outbox.wire.joined(self.ns, joined, None))

@@ -1,0 +1,6 @@
+"""Limit stores."""
+
+from .base import LimitStore
+from .memory import MemoryLimits
+
+__all__ = ["LimitStore", "MemoryLimits"]

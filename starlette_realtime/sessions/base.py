@@ -1,0 +1,53 @@
+"""Sessions that outlive their connection."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractAsyncContextManager
+
+import msgspec
+
+
+class SessionRecord(msgspec.Struct, frozen=True):
+    """What is known of a session on every process."""
+
+    id: str
+    ns: str
+    user_id: str | None
+    generation: int
+    """Counts its connections, from 1."""
+    status: str = "online"
+
+
+class SessionStore(ABC):
+    """Sessions by id, each with an end.
+
+    Guarantee: of several attempts to resume one session from the same generation, on any processes,
+    exactly one succeeds.
+    """
+
+    @abstractmethod
+    def run(self) -> AbstractAsyncContextManager[None]:
+        """Return the store's lifetime."""
+
+    @abstractmethod
+    async def secret(self) -> bytes:
+        """Return the key resume tokens are signed with: the same on all processes."""
+
+    @abstractmethod
+    async def put(self, record: SessionRecord, ttl: float) -> None:
+        """Keep or renew `record` for `ttl` seconds. An older generation never replaces a newer."""
+
+    @abstractmethod
+    async def resume(self, id: str, generation: int, ttl: float) -> SessionRecord | None:
+        """Return the record with the next generation, which it has from now on, if the session is
+        there and its generation is `generation` or the one after it: the reply that told the client
+        of that one may have been lost with its connection. Else None."""
+
+    @abstractmethod
+    async def renew(self, ids: list[str], ttl: float) -> None:
+        """Let these sessions end in `ttl` seconds from now."""
+
+    @abstractmethod
+    async def end(self, id: str) -> None:
+        """Forget a session."""

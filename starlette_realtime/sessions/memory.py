@@ -1,0 +1,75 @@
+"""Sessions of a single process."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from .base import SessionRecord, SessionStore
+
+
+class MemorySessions(SessionStore):
+    """Records of one process, at most `max_sessions`; beyond, the one renewed longest ago goes.
+    `clock` counts seconds."""
+
+    def __init__(
+        self, *, max_sessions: int = 1_000_000, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._max = max_sessions
+        self._secret = secrets.token_bytes(32)
+        self._records: OrderedDict[str, tuple[float, SessionRecord]] = OrderedDict()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            self._records.clear()
+
+    async def secret(self) -> bytes:
+        return self._secret
+
+    async def put(self, record: SessionRecord, ttl: float) -> None:
+        known = self._get(record.id)
+        if known is None or known.generation <= record.generation:
+            self._keep(record, ttl)
+
+    async def resume(self, id: str, generation: int, ttl: float) -> SessionRecord | None:
+        known = self._get(id)
+        if known is None or known.generation not in (generation, generation + 1):
+            return None
+        record = msgspec.structs.replace(known, generation=known.generation + 1)
+        self._keep(record, ttl)
+        return record
+
+    async def renew(self, ids: list[str], ttl: float) -> None:
+        for id in ids:
+            known = self._get(id)
+            if known is not None:
+                self._keep(known, ttl)
+
+    async def end(self, id: str) -> None:
+        self._records.pop(id, None)
+
+    def _get(self, id: str) -> SessionRecord | None:
+        until, record = self._records.get(id, (0.0, None))
+        if record is not None and until <= self._clock():
+            del self._records[id]
+            return None
+        return record
+
+    def _keep(self, record: SessionRecord, ttl: float) -> None:
+        now = self._clock()
+        self._records[record.id] = (now + ttl, record)
+        self._records.move_to_end(record.id)
+        # The front was renewed longest ago: two steps per entry keep up with what lapses.
+        for _ in range(2):
+            oldest = next(iter(self._records))
+            if len(self._records) > self._max or self._records[oldest][0] <= now:
+                del self._records[oldest]

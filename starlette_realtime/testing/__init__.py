@@ -1,0 +1,1 @@
+"""What tests need: contract suites for stores of one's own (`testing.contracts`)."""

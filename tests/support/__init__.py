@@ -1,0 +1,1 @@
+"""What the tests stand on: real servers, a wire-level client, a browser, a private Redis."""
