@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 
-class Position(msgspec.Struct, frozen=True, omit_defaults=True):
+class Position(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A place in a channel's stream: after the publication with this `offset`, within `epoch`.
 
     `nonce` names the very publication at `offset`, where a broker can lose acknowledged writes in
@@ -37,7 +37,7 @@ class Lane(enum.IntEnum):
     PRESENCE = 2
 
 
-class Draft(msgspec.Struct, frozen=True, kw_only=True):
+class Draft(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a publisher hands to a broker."""
 
     event: str
@@ -61,7 +61,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     time: int = 0
 
 
-class Publication(msgspec.Struct, frozen=True, array_like=True):
+class Publication(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a broker announces and keeps. `offset` is 0 when it is not kept."""
 
     event: str
@@ -83,7 +83,7 @@ class Publication(msgspec.Struct, frozen=True, array_like=True):
         return Position(self.epoch, self.offset, self.nonce)
 
 
-class Published(msgspec.Struct, frozen=True):
+class Published(msgspec.Struct, frozen=True, gc=False):
     """What a broker answers: where the publication stands. `duplicate` when its id had been
     published before, and nothing was announced now."""
 
@@ -93,7 +93,7 @@ class Published(msgspec.Struct, frozen=True):
     """What it amends is not as `Draft.expects` says: nothing was published or remembered."""
 
 
-class Retention(msgspec.Struct, frozen=True):
+class Retention(msgspec.Struct, frozen=True, gc=False):
     """How much of a channel's stream is kept."""
 
     size: int = 1000
@@ -123,7 +123,7 @@ class Page(msgspec.Struct, frozen=True):
     more: bool = False
 
 
-class Command(msgspec.Struct, frozen=True):
+class Command(msgspec.Struct, frozen=True, gc=False):
     """One message from a client, as every protocol's codec hands it to the engine."""
 
     type: str
@@ -141,3 +141,37 @@ class MemberInfo(msgspec.Struct, frozen=True):
     user_id: str = msgspec.field(name="userId")
     user: Any = None
     status: str = "online"
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True):
+    """A private message, as the stream of one of its two people keeps it."""
+
+    id: str
+    sender_id: str
+    target_id: str
+    sender: bytes = b"null"
+    """What others may see of the sender, in canonical form."""
+    content: bytes
+    """In canonical form."""
+    device_id: str = ""
+    """The device it was sent from."""
+    time: int
+    read: bool = False
+    """Whether the target has read it."""
+    offset: int = 0
+    """Its place in the stream it was read from."""
+
+
+class Letters(msgspec.Struct, frozen=True):
+    """Some of a stream's letters, oldest first. `more`: whether there are more in that direction."""
+
+    letters: list[Letter]
+    more: bool = False
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What an inbox answers: the letter as it is kept. `duplicate` when its id had been kept
+    before, and this is the first one."""
+
+    letter: Letter
+    duplicate: bool = False

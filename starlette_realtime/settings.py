@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from .brokers.memory import MemoryBroker
 from .core.runtime import Stores
 from .errors import ConfigurationError
+from .inbox.memory import MemoryInbox
 from .limits.memory import MemoryLimits
 from .presence.memory import MemoryPresence
 from .sessions.memory import MemorySessions
@@ -24,5 +25,7 @@ def stores_from_url(url: str) -> Stores:
     scheme = urlsplit(url).scheme
     if scheme == "memory":
         broker = MemoryBroker()
-        return Stores(broker, MemoryPresence(broker), MemorySessions(), MemoryLimits())
+        return Stores(
+            broker, MemoryPresence(broker), MemorySessions(), MemoryLimits(), MemoryInbox()
+        )
     raise ConfigurationError(f"no backend for {url!r}: use memory://")

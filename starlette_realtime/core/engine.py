@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -25,6 +26,7 @@ from ..errors import (
     CloseConnection,
     InternalError,
     InvalidMessage,
+    LimitExceeded,
     NotInRoom,
     RateLimited,
     TimedOut,
@@ -50,6 +52,9 @@ from .session import Member, Session
 
 logger = logging.getLogger("starlette_realtime")
 
+MAX_REJOINED = 1000
+"""Rooms a client may name in its first message where the number of rooms has no limit."""
+
 _EPHEMERAL = Position("", 0)
 _NOTHING_KEPT = Retention(0, 0.0, 0)
 
@@ -70,6 +75,16 @@ class _PageData(msgspec.Struct):
     after: int | None = None
     limit: int = 50
     cursor: str = ""
+
+
+class _BroadcastReply(msgspec.Struct):
+    """The ack of `broadcast`."""
+
+    success: bool
+    position: Position
+
+
+_reply = msgspec.json.Encoder().encode
 
 
 class _Resend(msgspec.Struct):
@@ -107,6 +122,7 @@ class Engine:
         self._room_events = {
             name for room_type in namespace.router.types for name in room_type.handlers
         }
+        self._retention: dict[RoomType, Retention] = {}
         self.rooms = Membership(self)
         self.lobby = Lobby(self)
         runtime.engines[self.ns] = self
@@ -134,9 +150,7 @@ class Engine:
             await self._check_rate(session, command)
             run = self._commands.get(command.type, self._event)
             if self.namespace.event_middleware:
-                context = Context(session=session, command=command)
-                handle = partial(run, session, command)
-                await self.wrapped(self.namespace.event_middleware, context, handle)
+                await self._run_wrapped(session, command, run)
             else:
                 await run(session, command)
             if self.namespace.observed("message"):
@@ -156,6 +170,22 @@ class Engine:
                 await self.namespace.emit(
                     Happening(name="error", session=session, error=error, command=command)
                 )
+
+    async def _run_wrapped(
+        self, session: Session, command: Command, run: Callable[[Session, Command], Awaitable[None]]
+    ) -> None:
+        handled = False
+
+        async def handle() -> None:
+            nonlocal handled
+            handled = True
+            await run(session, command)
+
+        context = Context(session=session, command=command)
+        result = await self.wrapped(self.namespace.event_middleware, context, handle)
+        if not handled:
+            # Whoever keeps a command from its handler answers in its place.
+            self._ack(session, command, result)
 
     async def _check_rate(self, session: Session, command: Command) -> None:
         connection = session.connection
@@ -191,12 +221,27 @@ class Engine:
             inner = partial(layer, context, inner)
         return await inner()
 
-    def refuse(self, session: Session, error: ClientError, id: int | str | None) -> None:
-        """Tell a client of an error. One that causes too many of them is sent away."""
-        self.hub.push(session, session.outbox.wire.error(self.ns, error, id))
+    def refuse(
+        self,
+        session: Session,
+        error: ClientError,
+        id: int | str | None,
+        ns: str | None = None,
+    ) -> None:
+        """Tell a client of an error, in another namespace's name if `ns` is given. One that causes
+        too many of them is sent away."""
+        self.hub.push(session, session.outbox.wire.error(ns or self.ns, error, id))
+        self._lose_patience(session)
+
+    def _lose_patience(self, session: Session) -> None:
         connection = session.connection
         if not connection.patience.take(connection.heard):
             connection.close(CloseCode.POLICY, "too many refused messages")
+
+    def small_talk(self, session: Session) -> None:
+        """Count a message that nobody had asked for and nobody answers."""
+        if not session.connection.bucket.take(session.connection.heard):
+            self._lose_patience(session)
 
     def _ack(self, session: Session, command: Command, data: Any) -> None:
         if command.id is not None:
@@ -207,8 +252,9 @@ class Engine:
         requests = session.requests
         asked = requests.get(command.id) if requests else None  # type: ignore[arg-type]
         if asked is not None:
-            asked.answer = bytes(command.data)
-            asked.answered.set()
+            asked.settle(bytes(command.data))
+        else:
+            self.small_talk(session)
 
     def _room_of(self, command: Command, kind: type[_RoomRef] = _RoomRef) -> str | None:
         if command.room is not None:
@@ -224,9 +270,11 @@ class Engine:
 
     async def _event(self, session: Session, command: Command) -> None:
         handler = self.namespace.handlers.get(command.type)
-        if handler is not None and command.room is None:
+        in_room = command.type in self._room_events
+        # Where both have a handler, the message says whether it means a room.
+        if handler is not None and (self._room_of(command) if in_room else command.room) is None:
             call = Call({"session": session}, {}, bytes(command.data))
-        elif command.type in self._room_events:
+        elif in_room:
             member = self._member(session, self._room_of(command))
             handler = member.room_type.handlers.get(command.type)
             if handler is None:
@@ -252,9 +300,12 @@ class Engine:
 
     async def rejoin(self, session: Session, rooms: Mapping[str, Position | None]) -> None:
         """Let a client that comes back join its rooms in the same step."""
-        for room, since in rooms.items():
+        limit = self.options.max_rooms or MAX_REJOINED
+        for room, since in islice(rooms.items(), limit):
             command = Command("join", room=room, since=since, ns=self.ns)
             await self.dispatch(session, command)
+        if len(rooms) > limit:
+            self.refuse(session, LimitExceeded(f"Limit exceeded: at most {limit} rooms"), None)
 
     def _member(self, session: Session, room: str | None) -> Member:
         if room is None:
@@ -293,13 +344,12 @@ class Engine:
             # The room was named inside: what is beside it is what is meant.
             whole = payload.load(data)
             data = payload.dump(whole.get("data", whole))
-        elif b"\n" in data or b"\r" in data:
-            data = msgspec.json.format(data, indent=-1)
         id = f"{session.user_id or session.id}/{command.message_id}" if command.message_id else ""
         draft = Draft(event="broadcast", data=data, id=id)
         published = await self.publish(member.room, draft)
         if command.id is not None:
-            self._ack(session, command, {"success": True, "position": published.position})
+            reply = _reply(_BroadcastReply(True, published.position))
+            self.hub.push(session, session.outbox.wire.ack(self.ns, command.id, reply))
 
     async def _on_join(self, session: Session, command: Command) -> None:
         room = self._room_of(command)
@@ -398,8 +448,11 @@ class Engine:
         )
         if user is None or user.id != session.user_id:
             raise AccessDenied("Access denied: the token is another user's")
-        session.user = user
-        self.lobby.set_expiry(session)
+        # The same person in other namespaces, by the same backend, showed the same token there.
+        for other in session.connection.sessions.values():
+            if other.user_id == user.id and other.engine.namespace.auth is self.namespace.auth:
+                other.user = user
+                other.engine.lobby.set_expiry(other)
         expires = None if user.expires_at is None else int(user.expires_at * 1000)
         self._ack(session, command, {"success": True, "expiresAt": expires})
 
@@ -418,7 +471,11 @@ class Engine:
 
     def retention(self, room_type: RoomType) -> Retention:
         """Return how much is kept of rooms of this kind."""
-        return room_type.retention(self.options.history, self.options.history_age)
+        kept = self._retention.get(room_type)
+        if kept is None:
+            kept = room_type.retention(self.options.history, self.options.history_age)
+            self._retention[room_type] = kept
+        return kept
 
     async def publish(self, room: Room, draft: Draft) -> Published:
         """Publish into a room."""
@@ -435,6 +492,12 @@ class Engine:
         return await self.runtime.history.page(
             self.room_channel(room.name), before=before, after=after, limit=limit
         )
+
+    async def find(self, room: Room, id: str) -> Publication | None:
+        """Return what a room's history has under `id`; None where nothing is kept."""
+        if self.runtime.history is None:
+            return None
+        return await self.runtime.history.find(self.room_channel(room.name), id)
 
     def ephemeral(self, event: str, data: bytes) -> Publication:
         """Return a publication that is kept nowhere."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from ..events import Position, Publication
+from .group import Group, Receiver
 from .limiter import SharedBucket
 from .outbox import Chunk, Outbox, Wire
 from .recovery import Gap, merge
@@ -25,13 +25,6 @@ from .turns import Soon
 MAX_BUFFERED = 4096
 """Publications kept for a session that is joining, or a channel that heals."""
 KNOWN_NONCES = 256
-
-
-class Receiver(Protocol):
-    """The hub's view of a session."""
-
-    id: str
-    outbox: Outbox
 
 
 class Channel:
@@ -60,7 +53,7 @@ class Channel:
         self.name = name
         self.ns = ns
         self.room = room
-        self.groups: dict[Wire, dict[Outbox, Receiver]] = {}
+        self.groups: dict[Wire, Group] = {}
         self.members = 0
         # Sessions between "add" and "go live", and what has been announced meanwhile.
         self.joining: dict[Receiver, list[Publication] | None] | None = None
@@ -174,10 +167,10 @@ class Hub:
         self._stop_joining(channel, receiver)
         group = channel.groups.get(receiver.outbox.wire)
         if group is None:
-            group = channel.groups[receiver.outbox.wire] = {}
+            group = channel.groups[receiver.outbox.wire] = Group()
         if receiver.outbox not in group:
             channel.members += 1
-        group[receiver.outbox] = receiver
+            group.add(receiver.outbox, receiver)
         if position is None:
             return
         if channel.epoch is None:
@@ -199,7 +192,7 @@ class Hub:
         if channel.ahead is not None:
             channel.ahead.pop(receiver, None)
         group = channel.groups.get(receiver.outbox.wire)
-        if group is not None and group.pop(receiver.outbox, None) is not None:
+        if group is not None and group.remove(receiver.outbox):
             channel.members -= 1
             if not group:
                 del channel.groups[receiver.outbox.wire]
@@ -252,10 +245,15 @@ class Hub:
         self._heal(channel)
 
     def interrupted(self, channels: Iterable[str]) -> None:
-        """Announcements may have been missed: compare with history."""
+        """Announcements may have been missed: compare with history. Where there is none, the
+        servers are told."""
         for name in channels:
             channel = self.channels.get(name)
-            if channel is not None and channel.healing is None and channel.epoch is not None:
+            if channel is None:
+                continue
+            if channel.room is None:
+                self._control(channel, Publication("$interrupted", b"null"))
+            elif channel.healing is None and channel.epoch is not None:
                 channel.healing = []
                 self._heal(channel)
 
@@ -342,19 +340,23 @@ class Hub:
 
     def _flush_one(self, channel: Channel, own: dict[Outbox, _Own]) -> None:
         run, channel.pending = channel.pending, []
+        done: set[Outbox] = set()
         for wire, group in channel.groups.items():
             messages = self._encode(channel, wire, run)
             chunks = wire.frames(messages)
             self.delivered += len(run) * len(group)
-            chunk = chunks[0] if len(chunks) == 1 else None
-            for outbox in group:
-                if own and outbox in own:
+            if own:
+                for outbox in [outbox for outbox in own if outbox in group]:
                     self._write_own(outbox, own.pop(outbox), messages, run)
-                elif outbox.congested:
+                    done.add(outbox)
+            if len(chunks) == 1:
+                rest = group.write(chunks[0], done)
+                self.writes += len(group) - len(rest) - len(done)
+            else:
+                rest = [outbox for outbox in group if outbox not in done]
+            for outbox in rest:
+                if outbox.congested:
                     self._write_slowly(outbox, messages, run)
-                elif chunk is not None:
-                    self.writes += 1
-                    outbox.push(chunk)
                 else:
                     self._write(outbox, chunks)
         # Those that are left are not members.

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import Any
 
 from ..limits.base import LimitStore
@@ -88,25 +95,42 @@ def client_ip(
     scope: Mapping[str, Any], trusted: tuple[IPv4Network | IPv6Network, ...]
 ) -> str | None:
     """Return the address a connection comes from: the peer's, or, as long as that is a trusted
-    proxy's, the one that proxy names last in X-Forwarded-For."""
+    proxy's, the one that proxy names last in X-Forwarded-For. Of an IPv6 address it is the network
+    (/64): one household has as many addresses as it likes."""
     client = scope.get("client")
     if not client:
         return None
-    address = str(client[0])
+    address = _parse(str(client[0]))
+    if address is None:
+        # A Unix socket's peer, or a test's.
+        return str(client[0])[:255]
     forwarded = [
         part.strip()
         for name, value in scope.get("headers", ())
         if name == b"x-forwarded-for"
         for part in value.decode("latin-1").split(",")
     ]
-    while forwarded and _is_in(address, trusted):
-        address = forwarded.pop()
-    return address
+    while forwarded and any(address in network for network in trusted):
+        named = _parse(forwarded.pop())
+        if named is None:
+            break
+        address = named
+    if isinstance(address, IPv6Address):
+        return str(ip_network((int(address) >> 64 << 64, 64)))
+    return str(address)
 
 
-def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    """Return an address as proxies and sockets write it: with a port, in brackets, or IPv4 dressed
+    as IPv6 (RFC 4291, section 2.5.5.2)."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        parsed = ip_address(address)
+        address = ip_address(text)
     except ValueError:
-        return False
-    return any(parsed.version == network.version and parsed in network for network in networks)
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address

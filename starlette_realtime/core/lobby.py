@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,6 +14,7 @@ from itsdangerous import BadData, URLSafeSerializer
 
 from ..auth.base import Credentials, User
 from ..errors import (
+    AccessDenied,
     AuthenticationRequired,
     BrokerUnavailable,
     CloseCode,
@@ -22,9 +24,10 @@ from ..events import Position, Publication
 from ..protocols import payload
 from ..sessions.base import SessionRecord
 from .hub import Channel
-from .namespace import ConnectionContext, Happening
+from .namespace import ConnectionContext, Happening, Signal
 from .outbox import Hello
 from .session import Connection, Session
+from .timers import Timer
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -61,7 +64,10 @@ class Lobby:
         self.options = engine.options
         self.hub = engine.hub
         self.namespace = engine.namespace
-        self._detached: dict[str, Session] = {}
+        # Sessions without a connection, and what ends each of them.
+        self._detached: dict[str, tuple[Session, Timer]] = {}
+        # Sessions that are just now being taken off a connection or put onto one.
+        self._moving: dict[str, anyio.Event] = {}
         self._signer = URLSafeSerializer(engine.runtime.secret, salt=f"realtime.resume{self.ns}")
 
     async def authenticate(self, credentials: Credentials) -> User | None:
@@ -85,13 +91,41 @@ class Lobby:
         Raises:
             ClientError, CloseConnection: it was refused.
         """
-        await self._count(connection, user)
-        resumed = await self._resume(connection, user, introduction.resume)
+        known = self._read_token(user, introduction.resume)
+        await self._count(connection, user, known)
+        if known is None:
+            return await self._open(connection, user, introduction, None)
+        async with self._alone(known[0]):
+            resumed = await self._resume(connection, user, *known)
+            return await self._open(connection, user, introduction, resumed)
+
+    @asynccontextmanager
+    async def _alone(self, id: str) -> AsyncIterator[None]:
+        """Nobody else moves the session `id` meanwhile, on this process."""
+        while (moving := self._moving.get(id)) is not None:
+            await moving.wait()
+        moved = self._moving[id] = anyio.Event()
+        try:
+            yield
+        finally:
+            del self._moving[id]
+            moved.set()
+
+    async def _open(
+        self,
+        connection: Connection,
+        user: User | None,
+        introduction: Introduction,
+        resumed: Session | None,
+    ) -> Session:
         session = resumed or Session(self.engine, connection, user)
         if introduction.device_id is not None:
             session.device_id = introduction.device_id
+        opened = False
 
         async def open_() -> None:
+            nonlocal opened
+            opened = True
             for name in self._own_channels(session):
                 channel = self.hub.channel(name, self.ns, None)
                 await self.runtime.subscribe(channel)
@@ -101,8 +135,11 @@ class Lobby:
         try:
             context = ConnectionContext(session=session)
             await self.engine.wrapped(self.namespace.connection_middleware, context, open_)
+            if not opened:
+                raise AccessDenied
         except BaseException:
-            self._close_own_channels(session)
+            with anyio.CancelScope(shield=True):
+                await self._abandon(session, resumed is not None)
             raise
         self.hub.sessions[session.id] = session
         connection.sessions[self.ns] = session
@@ -114,6 +151,15 @@ class Lobby:
         for number, asked in (session.requests or {}).items():
             session.ask(number, asked)
         return session
+
+    async def _abandon(self, session: Session, resumed: bool) -> None:
+        """Undo an opening that failed. What was there before may be resumed again."""
+        self._close_own_channels(session)
+        if resumed:
+            self._keep(session)
+        else:
+            session.closed = True
+            await self._forget_record(session)
 
     def _greet(self, session: Session, resumed: bool) -> None:
         options = self.options
@@ -136,11 +182,17 @@ class Lobby:
 
     # Limits
 
-    async def _count(self, connection: Connection, user: User | None) -> None:
+    async def _count(
+        self, connection: Connection, user: User | None, known: tuple[str, int] | None
+    ) -> None:
         limit = self.options.max_connections_per_user
         if user is None or not limit:
             return
         key = f"user{self.ns}:{user.id}"
+        here = self.hub.sessions.get(known[0]) if known is not None else None
+        if known is not None and isinstance(here, Session) and 0 <= here.generation - known[1] <= 1:
+            # The connection that is about to be replaced does not stand in its successor's way.
+            await self.runtime.let_go(here.connection, key)
         await self.runtime.hold(connection, key, limit, "Limit exceeded: too many connections")
 
     def _set_bucket(self, session: Session) -> None:
@@ -167,12 +219,9 @@ class Lobby:
 
     # Resuming
 
-    async def _resume(
-        self, connection: Connection, user: User | None, token: str | None
-    ) -> Session | None:
-        """Return the session that `token` stands for, if it is this user's and still there."""
-        window = self.options.resume_window
-        if not token or not window or len(token) > 1024:
+    def _read_token(self, user: User | None, token: str | None) -> tuple[str, int] | None:
+        """Return the session and generation that `token` names, if it is this user's."""
+        if not token or not self.options.resume_window or len(token) > 1024:
             return None
         try:
             id, generation, user_id = self._signer.loads(token)
@@ -180,25 +229,32 @@ class Lobby:
             return None
         if user_id != (user.id if user is not None else None):
             return None
+        return id, generation
+
+    async def _resume(
+        self, connection: Connection, user: User | None, id: str, generation: int
+    ) -> Session | None:
+        """Return the session `id`, if it is still there and `generation` was not its last but
+        one."""
         record = await self.runtime.sessions.resume(id, generation, self._record_ttl)
         if record is None:
             return None
-        session = self._detached.pop(id, None)
-        if session is None:
-            here = self.hub.sessions.get(id)
-            if isinstance(here, Session):
-                # The old connection has not noticed yet that it is dead, or it is not.
-                session = here
-                session.connection.sessions.pop(self.ns, None)
-                session.connection.close(CloseCode.REPLACED, "resumed elsewhere")
-                await self._detach(session)
-            else:
-                session = Session(self.engine, connection, user)
-                session.id = id
-                session.status = record.status
-                await self.engine.tell(
-                    self.engine.session_channel(id), "$replaced", record.generation
-                )
+        kept = self._detached.pop(id, None)
+        here = self.hub.sessions.get(id)
+        if kept is not None:
+            session, timer = kept
+            timer.cancel()
+        elif isinstance(here, Session):
+            # The old connection has not noticed yet that it is dead, or it is not.
+            session = here
+            session.connection.sessions.pop(self.ns, None)
+            session.connection.close(CloseCode.REPLACED, "resumed elsewhere")
+            await self._detach(session)
+        else:
+            session = Session(self.engine, connection, user)
+            session.id = id
+            session.status = record.status
+            await self.engine.tell(self.engine.session_channel(id), "$replaced", record.generation)
         session.generation = record.generation
         session.connection = connection
         session.outbox = connection.outbox
@@ -215,6 +271,11 @@ class Lobby:
         if self.options.resume_window and session.generation == 1:
             await self.runtime.sessions.put(self.record(session), self._record_ttl)
 
+    async def save(self, session: Session) -> None:
+        """Let what is new about a session be there when it is resumed."""
+        if self.options.resume_window:
+            await self.runtime.sessions.put(self.record(session), self._record_ttl)
+
     def record(self, session: Session) -> SessionRecord:
         """What the session store knows of `session`."""
         return SessionRecord(
@@ -223,6 +284,13 @@ class Lobby:
 
     def control(self, channel: Channel, publication: Publication) -> None:
         """Take a message of another process, or this one, to the servers."""
+        handler = self.namespace.signals.get(publication.event)
+        if handler is not None:
+            try:
+                handler(Signal(self.engine, channel, publication))
+            except Exception:
+                logger.exception("the handler of %r raised", publication.event)
+            return
         data = payload.load(publication.data)
         for receiver in channel.receivers():
             if not isinstance(receiver, Session):
@@ -247,24 +315,34 @@ class Lobby:
         del session.connection.sessions[self.ns]
         with anyio.CancelScope(shield=True):
             replaced = session.generation < 0
-            deliberate = code in (1000, 1001) or (4400 <= code < 4500 and not replaced)
-            keep = not deliberate and self.options.resume_window > 0
-            await self._detach(session, replaced=replaced, linger=keep)
-            if not keep:
-                self._end(session)
-                await self._forget_record(session)
-            elif not replaced:
-                self._keep(session)
+            deliberate = code in (1000, 1001) or 4400 <= code < 4500
+            keep = not deliberate and not replaced and self.options.resume_window > 0
+            async with self._alone(session.id):
+                await self._detach(session, replaced=replaced, linger=keep)
+                if keep:
+                    self._keep(session)
+                    await self._let_record_end(session)
+                else:
+                    self._end(session)
+                    if not replaced:
+                        await self._forget_record(session)
             if self.namespace.observed("disconnection"):
                 await self.namespace.emit(
                     Happening(name="disconnection", session=session, code=code)
                 )
 
+    async def _let_record_end(self, session: Session) -> None:
+        """Nobody renews the record any more: let it end with the window."""
+        try:
+            await self.runtime.sessions.renew([session.id], self.options.resume_window)
+        except BrokerUnavailable:
+            logger.warning("a session's record ends later than it should: the backend is away")
+
     async def _forget_record(self, session: Session) -> None:
         if not self.options.resume_window:
             return
         try:
-            await self.runtime.sessions.end(session.id)
+            await self.runtime.sessions.end(session.id, session.generation)
         except BrokerUnavailable:
             logger.warning("a session's record must end by itself: the backend is away")
 
@@ -275,10 +353,12 @@ class Lobby:
         members = list(session.memberships.values())
         session.memberships.clear()
         self._close_own_channels(session)
-        self.hub.sessions.pop(session.id, None)
+        if self.hub.sessions.get(session.id) is session:
+            del self.hub.sessions[session.id]
         if session.expiry is not None:
             session.expiry.cancel()
         rooms = self.engine.rooms
+        await rooms.let_go(session, replaced=replaced, linger=linger)
         if replaced:
             for member in members:
                 rooms.detach(member)
@@ -289,35 +369,33 @@ class Lobby:
                 await rooms.depart(member)
 
     def _keep(self, session: Session) -> None:
-        self._detached[session.id] = session
-        generation = session.generation
-        while len(self._detached) > MAX_DETACHED:
-            self._end(self._detached.pop(next(iter(self._detached))))
-
         def is_over() -> None:
-            if self._detached.get(session.id) is session and session.generation == generation:
-                del self._detached[session.id]
-                self._end(session)
+            del self._detached[session.id]
+            self._end(session)
 
-        self.runtime.timers.call_later(self.options.resume_window, is_over)
+        timer = self.runtime.timers.call_later(self.options.resume_window, is_over)
+        self._detached[session.id] = (session, timer)
+        while len(self._detached) > MAX_DETACHED:
+            oldest, timer = self._detached.pop(next(iter(self._detached)))
+            timer.cancel()
+            self._end(oldest)
 
     def _end(self, session: Session) -> None:
         session.closed = True
-        self._close_own_channels(session)
-        self.hub.sessions.pop(session.id, None)
         if session.expiry is not None:
             session.expiry.cancel()
         if session.bucket is not None:
             self.runtime.release_bucket(session.bucket)
             session.bucket = None
-        for asked in (session.requests or {}).values():
-            asked.answered.set()
+        for asked in list((session.requests or {}).values()):
+            asked.settle(None)
 
     def _own_channels(self, session: Session) -> Iterable[str]:
         yield self.engine.everyone_channel
         yield self.engine.session_channel(session.id)
         if session.user_id is not None:
             yield self.engine.user_channel(session.user_id)
+        yield from session.listening or ()
 
     def _close_own_channels(self, session: Session) -> None:
         for name in self._own_channels(session):

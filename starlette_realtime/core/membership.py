@@ -18,7 +18,7 @@ from ..errors import (
     TimedOut,
     Unavailable,
 )
-from ..events import Draft, Lane, Position, Publication
+from ..events import Draft, Lane, Position, Publication, Retention
 from ..presence.base import Lease
 from ..protocols import payload
 from .handlers import Call
@@ -37,10 +37,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger("starlette_realtime")
 
 _EPHEMERAL = Position("", 0)
+_NOTHING_KEPT = Retention(0, 0.0, 0)
 _JOIN_ATTEMPTS = 5
 
 Reply = Callable[[Wire, Joined], bytes | None]
 """Makes the message that answers a join."""
+
+
+def _is_behind(position: Position, channel: Channel) -> bool:
+    """Whether the channel's other members have been given more than stands before `position`: what
+    lies between is announced no more, or passes for a duplicate when it is."""
+    return position.epoch == channel.epoch and position.offset < channel.offset
 
 
 class Membership:
@@ -74,7 +81,7 @@ class Membership:
             member = existing
         else:
             room_type, params = self.namespace.router.match(name)
-            if len(session.memberships) >= self.options.max_rooms:
+            if 0 < self.options.max_rooms <= len(session.memberships):
                 raise LimitExceeded(f"Limit exceeded: at most {self.options.max_rooms} rooms")
             room = Room(self.engine, name, room_type, params)
             channel = Channel(self.engine.room_channel(name), self.ns, name)
@@ -171,6 +178,9 @@ class Membership:
 
     async def reenter(self, channel: str, session: Session) -> None:
         """Enter a lease again that was lost with the backend."""
+        held = session.held.get(channel) if session.held else None
+        if held is not None:
+            await self.hold(session, channel, *held)
         for member in list(session.memberships.values()):
             if member.channel.name == channel:
                 await self._enter(member)
@@ -180,10 +190,54 @@ class Membership:
         if session.user is None:
             return []
         return [
-            member.channel.name
-            for member in session.memberships.values()
-            if member.room_type.options.presence != "none"
+            *(session.held or ()),
+            *(
+                member.channel.name
+                for member in session.memberships.values()
+                if member.room_type.options.presence != "none"
+            ),
         ]
+
+    async def hold(
+        self, session: Session, channel: str, arrival: Draft | None, departure: Draft | None
+    ) -> bool:
+        """Let an authenticated session be present in a channel that is no room, until its
+        connection is gone (and the grace period over); return whether its user was not there
+        before. `arrival` and `departure` are what `PresenceStore.enter` says."""
+        assert session.user is not None
+        if session.held is None:
+            session.held = {}
+        session.held[channel] = (arrival, departure)
+        return await self.presence.enter(
+            channel,
+            Lease(session.id, session.user.id, payload.dump(session.user.info), session.status),
+            ttl=self.options.presence_ttl,
+            arrival=arrival,
+            departure=departure,
+            retention=_NOTHING_KEPT,
+        )
+
+    async def let_go(self, session: Session, *, replaced: bool, linger: bool) -> None:
+        """End what `hold` began: at once, or after the grace period if the session lingers. One
+        that goes on elsewhere is held there."""
+        held, session.held = session.held or {}, None
+        grace = self.options.presence_grace
+        try:
+            if linger and grace and held and not replaced:
+                await self.presence.renew([(channel, session.id) for channel in held], grace)
+            elif not replaced:
+                for channel in held:
+                    await self.presence.leave(channel, session.id)
+        except BrokerUnavailable:
+            logger.warning("presence must wait for the backend")
+
+    async def show(self, session: Session) -> None:
+        """Let the lists of members show the session's user and status as they are now."""
+        if session.user is None:
+            return
+        info = payload.dump(session.user.info)
+        for channel in list(self.leases(session)):
+            await self.presence.update(channel, session.id, user=info, status=session.status)
 
     async def _read(
         self, member: Member, since: Position | None
@@ -212,7 +266,7 @@ class Membership:
                 if collected is None
                 else merge(missed if missed is not None else [], read.position, collected)
             )
-            if isinstance(merged, Gap):
+            if isinstance(merged, Gap) or _is_behind(merged[1], channel):
                 self.hub.rewind(channel, session)
                 continue
             publications, position = merged

@@ -6,16 +6,22 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from inspect import isawaitable
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from ..auth.base import AuthBackend
 from ..errors import ConfigurationError
-from ..events import Command
+from ..events import Command, Publication
+from ..protocols import payload
 from .handlers import Handler, caller_locals
+from .hub import Channel
+from .online import Online
 from .router import Feature, RoomOptions, RoomType, Router, _check_event_name
 from .session import Member, Session
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 logger = logging.getLogger("starlette_realtime")
 
@@ -63,6 +69,42 @@ class ConnectionContext(msgspec.Struct, kw_only=True):
 Middleware = Callable[[Any, CallNext], Awaitable[Any]]
 
 
+class Signal(msgspec.Struct, frozen=True):
+    """An event from server to server: one whose name starts with "$" does not go to clients, but to
+    the function that is registered for it, on every process that has members of the channel."""
+
+    engine: Engine
+    channel: Channel
+    publication: Publication
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The channel's members on this process, without the one that is to be left out."""
+        return [
+            receiver
+            for receiver in self.channel.receivers()
+            if isinstance(receiver, Session) and receiver.id != self.publication.exclude
+        ]
+
+    @property
+    def data(self) -> Any:
+        return payload.load(self.publication.data)
+
+    def pass_on(self, event: str, data: Any) -> None:
+        """Let these members have an event instead."""
+        changed = msgspec.structs.replace(
+            self.publication, event=event, data=payload.dump(data), id=""
+        )
+        self.engine.hub.received(self.channel.name, changed)
+
+
+class NamespaceFeature(Protocol):
+    """Something that can be added to a namespace."""
+
+    def install_namespace(self, target: Namespace) -> None:
+        """Register handlers, observers and signals on `target`."""
+
+
 class Namespace:
     """A set of rooms and handlers with its own authentication, spoken to under a name."""
 
@@ -75,7 +117,9 @@ class Namespace:
         self.handlers: dict[str, Handler] = {}
         self.event_middleware: list[Middleware] = []
         self.connection_middleware: list[Middleware] = []
+        self.signals: dict[str, Callable[[Signal], None]] = {}
         self._observers: dict[str, list[Callable[[Happening], Any]]] = {}
+        self._online: Online | None = None
 
     def room(
         self,
@@ -100,6 +144,28 @@ class Namespace:
         room_type = RoomType(pattern, options, features)
         self.router.add(room_type)
         return room_type
+
+    def add(self, feature: NamespaceFeature) -> None:
+        """Add a feature that belongs to no room."""
+        feature.install_namespace(self)
+
+    @property
+    def online(self) -> Online:
+        """Who is online. Kept from the first use on, which must be before the server starts."""
+        if self._online is None:
+            self._online = Online(self)
+        return self._online
+
+    def signal(self, name: str) -> Callable[[F], F]:
+        """Register what is called, without waiting, with each `Signal` of this name ("$moved")."""
+        if name[:1] != "$" or name in self.signals:
+            raise ConfigurationError(f"{name!r} cannot be the name of a signal, or is one already")
+
+        def register(function: F) -> F:
+            self.signals[name] = function
+            return function
+
+        return register
 
     def event(self, name: str) -> Callable[[F], F]:
         """Register the handler of an event that belongs to no room: called with `session` and the

@@ -34,7 +34,7 @@ class Options:
 
     # Rooms
     max_rooms: int = 100
-    """Rooms one session may be in."""
+    """Rooms one session may be in; 0 for any number."""
     history: int = 1000
     """Publications kept per room."""
     history_age: float = 86_400.0
@@ -82,8 +82,14 @@ class Options:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            if isinstance(value, int | float) and value < 0:
+            if isinstance(value, int | float) and not value >= 0:
                 raise ConfigurationError(f"{name} must not be negative")
+        for name in ("message", "user", "room", "join", "abuse"):
+            if getattr(self, f"{name}_rate") and getattr(self, f"{name}_burst") < 1:
+                raise ConfigurationError(f"{name}_burst must be at least 1: it lets nothing through")
+        for name in ("auth_timeout", "handler_timeout", "ack_timeout", "presence_ttl"):
+            if not getattr(self, name):
+                raise ConfigurationError(f"{name} must be above 0")
         if self.max_payload < 1024:
             raise ConfigurationError("max_payload must be at least 1024 bytes")
         for network in self.trusted_proxies:

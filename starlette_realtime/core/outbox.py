@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from ..errors import ClientError
 from ..events import Position, Publication
+
+if TYPE_CHECKING:
+    from .group import Group
 
 Chunk = bytes | str
 """What a door writes at once: wire bytes, or the text of one frame."""
@@ -75,8 +78,8 @@ class _Waiting:
 class Outbox:
     """The queue of one connection and its way to the socket.
 
-    With a direct `write` (it takes the chunk and returns whether the socket takes more at once) a
-    chunk goes straight out while the socket keeps up. Without one, `wake` is called when there is
+    With a `write` (it takes the chunk and returns whether the socket takes more at once) a chunk
+    goes straight out while the socket keeps up. Without one, `wake` is called when there is
     something to `take`. Either way, what waits is at most `limit` bytes; when it would be more,
     `overflow` is called, once, and everything waiting is dropped.
     """
@@ -88,9 +91,11 @@ class Outbox:
         "_wake",
         "closed",
         "congested",
+        "descriptor",
+        "direct",
         "dropped",
+        "groups",
         "limit",
-        "ready",
         "size",
         "soft",
         "wire",
@@ -104,6 +109,7 @@ class Outbox:
         limit: int,
         overflow: Callable[[], object],
         write: Callable[[Chunk], bool] | None = None,
+        descriptor: int = -1,
         wake: Callable[[], object] | None = None,
     ) -> None:
         self.wire = wire
@@ -111,7 +117,12 @@ class Outbox:
         # From here on a receiver counts as slow: volatile publications are dropped for it.
         self.soft = 0 if write is not None else limit // 8
         self.write = write
-        self.ready = write is not None
+        # `write`, as long as nothing is in its way: what the hub calls without asking further.
+        self.direct = write
+        # The socket's descriptor, where bytes may be written to it while `direct` is set; the door
+        # calls `stall` or `close` before that ends.
+        self.descriptor = descriptor
+        self.groups: list[Group] = []
         self.congested = False
         self.closed = False
         self.size = 0
@@ -123,9 +134,9 @@ class Outbox:
 
     def push(self, chunk: Chunk, volatile: bool = False, key: str = "") -> None:
         """Send `chunk`, or keep it until the socket takes it."""
-        if self.ready:
-            self.ready = self.write(chunk)  # type: ignore[misc]
-            self.congested = not self.ready
+        if self.direct is not None:
+            if not self.direct(chunk):
+                self.stall()
             return
         if self.closed:
             return
@@ -152,6 +163,17 @@ class Outbox:
         if self._wake is not None:
             self._wake()
 
+    def stall(self) -> None:
+        """The socket takes no more: keep what comes until `resume`."""
+        self._stop()
+        self.congested = True
+
+    def _stop(self) -> None:
+        if self.direct is not None:
+            self.direct = None
+            for group in self.groups:
+                group.leave_fast(self)
+
     def _check(self) -> None:
         self.congested = self.size > self.soft
         if self.size > self.limit and not self.closed:
@@ -172,21 +194,24 @@ class Outbox:
         """The socket takes more: write what waits, as far as it goes."""
         if self.closed or self.write is None:
             return
-        self.ready = True
-        while self._queue and self.ready:
+        write = self.write
+        while self._queue:
             waiting = self._queue.popleft()
             self.size -= len(waiting.chunk)
             if self._keys is not None and self._keys.get(waiting.key) is waiting:
                 del self._keys[waiting.key]
-            if waiting.chunk:
-                self.ready = self.write(waiting.chunk)
-        if not self._queue:
-            self._queue = self._keys = None
-        self.congested = not self.ready
+            if waiting.chunk and not write(waiting.chunk):
+                return
+        self._queue = self._keys = None
+        self.congested = False
+        if self.direct is None:
+            self.direct = write
+            for group in self.groups:
+                group.enter_fast(self)
 
     def close(self) -> None:
         """Take nothing more and forget what waits."""
         self.closed = True
-        self.ready = False
+        self._stop()
         self._queue = self._keys = None
         self.size = 0

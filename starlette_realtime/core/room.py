@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..events import Draft, Lane, Page, Published
+from ..events import Draft, Lane, Page, Publication, Published
 from ..presence.base import Counts, MemberPage
 from ..protocols import payload
 from .session import Member, Session
+from .timers import Timer
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -41,9 +42,10 @@ class Room:
         id: str | None = None,
         exclude: Member | Session | None = None,
         keep: bool = True,
+        aside: bool = False,
         volatile: bool = False,
         key: str = "",
-        amends: str = "",
+        amends: str | Publication = "",
         amended: Any = None,
     ) -> Published:
         """Publish an event to the room's members on every process, and keep it in its history.
@@ -54,23 +56,32 @@ class Room:
                 given, so that a message that is sent again does not take effect again.
             exclude: a member that does not get it.
             keep: False leaves no trace in the history; who is not connected misses it.
+            aside: kept beside the history, as arrivals and departures are: who was not connected
+                recovers it, but it is on no page of the history and pushes nothing out of it.
             volatile: may be dropped for a slow receiver; implies `keep=False`.
             key: for a receiver that is slow, a later event with this key replaces this one.
-            amends: id of an earlier event whose payload in the history becomes `amended`.
+            amends: id of an earlier event whose payload in the history becomes `amended`; or that
+                event as `find` returned it: then nothing is published, and the answer says
+                `conflict`, if its payload has changed since.
 
         Raises:
             BrokerUnavailable: the backend did not answer.
         """
+        expects = b""
+        if isinstance(amends, Publication):
+            amends, expects = amends.id, amends.data
+        lane = Lane.PRESENCE if aside else Lane.HISTORY
         draft = Draft(
             event=event,
             data=payload.dump(data),
             id=id if id is not None else self._engine.next_publication_id(),
-            lane=Lane.HISTORY if keep and not volatile else Lane.NONE,
+            lane=lane if keep and not volatile else Lane.NONE,
             exclude=_session_id(exclude),
             volatile=volatile,
             key=key,
             amends=amends,
             amended=payload.dump(amended) if amends else b"",
+            expects=expects,
         )
         return await self._engine.publish(self, draft)
 
@@ -79,6 +90,16 @@ class Room:
     ) -> Page:
         """Return a page of what is kept, oldest first; see `HistoryBroker.page`."""
         return await self._engine.page(self, before=before, after=after, limit=limit)
+
+    async def find(self, id: str) -> Publication | None:
+        """Return what the history has under `id`, as it was last amended; None when nothing, or no
+        longer."""
+        return await self._engine.find(self, id)
+
+    def later(self, delay: float, call: Callable[..., Awaitable[Any]], *arguments: Any) -> Timer:
+        """Run an async function in `delay` seconds, unless `cancel` is called on the timer that is
+        returned. What it raises is logged."""
+        return self._engine.runtime.later(delay, call, *arguments)
 
     async def members(self, *, cursor: str = "", limit: int = 100) -> MemberPage:
         """Return who is here, over all processes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -94,11 +94,12 @@ class RoomType:
         except (AssertionError, ValueError) as error:
             raise ConfigurationError(f"room pattern {pattern!r}: {error}") from None
         self.params = tuple(self._convertors)
-        self.handlers: dict[str, Handler] = {}
+        self.handlers: dict[str, Callable[[Call], Awaitable[Any]]] = {}
         self.authorizers: list[Handler] = []
         self.joiners: list[Handler] = []
         self.leavers: list[Handler] = []
         self.recent: Recent | None = None
+        self._followers: dict[str, list[Handler]] = {}
         for feature in features:
             feature.install(self)
 
@@ -128,9 +129,37 @@ class RoomType:
             if name in self.handlers:
                 raise ConfigurationError(f"{self.pattern!r} has a handler for {name!r} already")
             self.handlers[name] = self._handler(function, payload=True)
+            if name in self._followers:
+                self._follow(name)
             return function
 
         return register
+
+    def after(self, name: str) -> Callable[[F], F]:
+        """Register a hook called with `room` and `member` after each event `name` of a client that
+        its handler took without raising, whichever is registered first. The client's ack waits for
+        it."""
+        _check_event_name(name)
+
+        def register(function: F) -> F:
+            new = name not in self._followers
+            self._followers.setdefault(name, []).append(self._handler(function))
+            if new and name in self.handlers:
+                self._follow(name)
+            return function
+
+        return register
+
+    def _follow(self, name: str) -> None:
+        handler, followers = self.handlers[name], self._followers[name]
+
+        async def handle(call: Call) -> Any:
+            result = await handler(call)
+            for follower in followers:
+                await follower(call)
+            return result
+
+        self.handlers[name] = handle
 
     def on_join(self, function: F) -> F:
         """Register a hook called with `room` and `member` after a session has become a member."""

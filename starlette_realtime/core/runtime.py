@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 from ..brokers.base import Broker, HistoryBroker
 from ..errors import BrokerUnavailable, CloseCode, ConfigurationError, LimitExceeded
 from ..events import Position, Publication
+from ..inbox.base import InboxStore
 from ..limits.base import LimitStore
 from ..presence.base import PresenceStore
 from ..sessions.base import SessionStore
@@ -25,7 +26,7 @@ from .hub import Channel, Hub
 from .limiter import SharedBucket, client_ip, networks
 from .options import Options
 from .session import Connection, Session
-from .timers import Timers
+from .timers import Timer, Timers
 from .turns import OncePerTurn, soon
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Stores(msgspec.Struct, frozen=True):
     presence: PresenceStore
     sessions: SessionStore
     limits: LimitStore
+    inbox: InboxStore
 
 
 class Runtime:
@@ -55,6 +57,7 @@ class Runtime:
         self.presence = stores.presence
         self.sessions = stores.sessions
         self.limits = stores.limits
+        self.inbox = stores.inbox
         self.secret = b""
         self.engines: dict[str, Engine] = {}
         self.hub = Hub(soon(), self._heal, self._control)
@@ -80,6 +83,8 @@ class Runtime:
         """
         options = self.options
         if options.max_connections and len(self.connections) > options.max_connections:
+            # One that was turned away takes nobody's place until it has gone.
+            self.connections.discard(connection)
             raise LimitExceeded("Limit exceeded: the server is full")
         connection.ip = client_ip(connection.scope, self._proxies)
         if connection.ip is not None and options.max_connections_per_ip:
@@ -99,7 +104,15 @@ class Runtime:
         ttl = self.options.presence_ttl
         if not await self.limits.acquire(key, connection.id, limit=limit, ttl=ttl):
             raise LimitExceeded(refusal)
-        connection.holds.append((key, connection.id))
+        if (key, connection.id) not in connection.holds:
+            connection.holds.append((key, connection.id))
+
+    async def let_go(self, connection: Connection, key: str) -> None:
+        """Let `connection` no longer be a holder of `key`."""
+        hold = (key, connection.id)
+        if hold in connection.holds:
+            connection.holds.remove(hold)
+            await self.limits.release(*hold)
 
     def bucket(self, key: str, rate: float, burst: float) -> SharedBucket:
         """Return the bucket of `key`, shared by all here who ask; give it back when done."""
@@ -227,6 +240,23 @@ class Runtime:
         return Read(page.publications, page.position, None)
 
     # Tasks
+
+    def spawn(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Run an async function beside what is going on, until it ends or the server does. What it
+        raises is logged."""
+        self.tasks.start_soon(self._guarded, call, *arguments)
+
+    def later(self, delay: float, call: Callable[..., Awaitable[Any]], *arguments: Any) -> Timer:
+        """`spawn` after `delay` seconds, unless the timer is cancelled before."""
+        return self.timers.call_later(delay, lambda: self.spawn(call, *arguments))
+
+    async def _guarded(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        try:
+            await call(*arguments)
+        except BrokerUnavailable:
+            logger.warning("%r could not be done: the backend is away", call)
+        except Exception:
+            logger.exception("%r raised", call)
 
     async def _beat(self) -> None:
         """Ping the silent, cut the dead: one task for all connections."""
@@ -376,6 +406,7 @@ async def running(options: Options, stores: Stores) -> AsyncIterator[Runtime]:
             await stack.enter_async_context(stores.presence.run())
             await stack.enter_async_context(stores.sessions.run())
             await stack.enter_async_context(stores.limits.run())
+            await stack.enter_async_context(stores.inbox.run())
             runtime.secret = await stores.sessions.secret()
         except BrokerUnavailable as error:
             raise ConfigurationError(f"the backend cannot be reached: {error}") from error

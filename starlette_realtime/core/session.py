@@ -13,6 +13,7 @@ import anyio
 
 from ..auth.base import User
 from ..errors import AckTimeout, CloseCode, Disconnected
+from ..events import Draft
 from ..protocols import payload
 from .limiter import Bucket, SharedBucket
 from .options import Options
@@ -96,6 +97,11 @@ class Asked:
         self.answered = anyio.Event()
         self.answer: bytes | None = None
 
+    def settle(self, answer: bytes | None) -> None:
+        """Take the answer; None when there will be none."""
+        self.answer = answer
+        self.answered.set()
+
 
 class Session:
     """One client in one namespace.
@@ -115,8 +121,10 @@ class Session:
         "engine",
         "expiry",
         "generation",
+        "held",
         "id",
         "lingering",
+        "listening",
         "memberships",
         "outbox",
         "requests",
@@ -133,6 +141,9 @@ class Session:
         self.memberships: dict[str, Member] = {}
         # Rooms that have not been told yet that the connection is lost.
         self.lingering: dict[str, tuple[Member, Timer]] | None = None
+        # Channels that are no rooms: those it is present in, and those it hears.
+        self.held: dict[str, tuple[Draft | None, Draft | None]] | None = None
+        self.listening: set[str] | None = None
         self.generation = 1
         # What the client calls the device it runs on; None when it does not say.
         self.device_id: str | None = None
@@ -174,6 +185,42 @@ class Session:
             self.namespace, room, self.engine.ephemeral(event, payload.dump(data))
         )
         self.engine.hub.push(self, message)
+
+    def stable_id(self, scope: str, chosen: str) -> str:
+        """Return an id made from one that the client chose: the same for the same user, scope and
+        choice, and nobody else's."""
+        owner = self.user_id or self.id
+        text = "\0".join((self.namespace, scope, owner, chosen))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    async def set_status(self, status: str) -> None:
+        """Change what lists of members show of this session; tells nobody. A session that is
+        resumed has it again."""
+        self.status = status
+        await self.engine.rooms.show(self)
+        await self.engine.lobby.save(self)
+
+    async def listen(self, channel: str) -> None:
+        """Let the client hear what is published to a channel that is no room, across reconnects,
+        until `unlisten`."""
+        if self.listening is None:
+            self.listening = set()
+        self.listening.add(channel)
+        found = self.engine.hub.channel(channel, self.namespace, None)
+        await self.engine.runtime.subscribe(found)
+        if channel in self.listening and not self.connection.gone:
+            self.engine.hub.go_live(found, self, None)
+        else:
+            self.engine.runtime.release(found)
+
+    def unlisten(self, channel: str) -> None:
+        """End `listen`."""
+        if self.listening is not None and channel in self.listening:
+            self.listening.remove(channel)
+            found = self.engine.hub.channels.get(channel)
+            if found is not None:
+                self.engine.hub.remove(found, self)
+                self.engine.runtime.release(found)
 
     async def request(
         self, event: str, data: Any = None, *, room: str | None = None, timeout: float | None = None
@@ -305,9 +352,7 @@ class Member:
     def stable_id(self, chosen: str) -> str:
         """Return an id made from one that the client chose: the same for the same user, room and
         choice, and nobody else's."""
-        owner = self.user_id or self.session_id
-        text = "\0".join((self.session.namespace, self.room.name, owner, chosen))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return self.session.stable_id(self.room.name, chosen)
 
     async def leave(self, reason: str | None = None) -> None:
         """Take this member out of the room."""

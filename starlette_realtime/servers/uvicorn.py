@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import Scope, Send
 
 try:
+    from uvicorn.protocols.utils import is_ssl
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
     from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
-    from websockets.protocol import State
 except ImportError as error:  # pragma: no cover
     raise ImportError(
         "starlette_realtime.servers.uvicorn needs uvicorn >= 0.35 and websockets: "
@@ -32,55 +32,78 @@ logger = logging.getLogger("starlette_realtime")
 EXTENSION = "realtime.writer"
 
 
-class SansIOWriter:
-    """A direct writer over uvicorn's sans-IO protocol."""
+class Attached(Protocol):
+    """What a writer tells of its socket: an outbox."""
 
-    __slots__ = ("_protocol", "_resumed", "_waiter", "_write")
+    def stall(self) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class SansIOWriter:
+    """A direct writer over uvicorn's sans-IO protocol.
+
+    `descriptor` is the socket's, where bytes may be written past the transport as well: only with
+    `RealtimeProtocol`, which knows when something waits in the transport's buffer (then writing past
+    it would overtake) and when the socket is about to close (then its descriptor may become
+    another's).
+    """
+
+    __slots__ = ("_attached", "_is_closing", "_protocol", "_waiter", "_write", "descriptor")
 
     def __init__(self, protocol: WebSocketsSansIOProtocol) -> None:
+        transport = protocol.transport
+        # The transport says it is paused as soon as anything waits in its buffer, and writable when
+        # nothing does.
+        transport.set_write_buffer_limits(high=0)
         self._protocol = protocol
-        self._write = protocol.transport.write
-        self._resumed: Callable[[], object] | None = None
+        self._write = transport.write
+        self._is_closing = transport.is_closing
+        self._attached: Attached | None = None
         self._waiter: asyncio.Task[None] | None = None
-
-    @property
-    def open(self) -> bool:
-        """Whether frames may be written: after the handshake and before any close."""
-        protocol = self._protocol
-        return (
-            protocol.handshake_complete
-            and not protocol.close_sent
-            and not protocol.disconnected
-            and protocol.conn.state is State.OPEN
-            and not protocol.transport.is_closing()
-        )
+        self.descriptor = _descriptor(protocol)
 
     def write(self, data: Any) -> bool:
-        """Write whole frames; return whether the socket takes more at once. What comes after a
-        close is dropped, as the peer would drop it."""
-        if self.open:
-            self._write(data)
-            if not self._protocol.writable.is_set():
-                self._wait()
-                return False
-        return True
+        """Write whole frames; return whether the socket takes more at once.
 
-    def _wait(self) -> None:
-        # RealtimeProtocol tells of resume_writing; uvicorn's own class can only be waited for.
-        if not isinstance(self._protocol, RealtimeProtocol) and self._waiter is None:
-            self._waiter = self._protocol.loop.create_task(self._wait_writable())
+        Nothing is written before the handshake is complete or after the first sign of a close: what
+        comes then is dropped, as the peer would drop it.
+        """
+        protocol = self._protocol
+        if (
+            protocol.close_sent
+            or protocol.disconnected
+            or self._is_closing()
+            or not protocol.handshake_complete
+        ):
+            return True
+        self._write(data)
+        if protocol.writable.is_set():
+            return True
+        if self._waiter is None and not isinstance(protocol, RealtimeProtocol):
+            # uvicorn's own class does not tell; it can only be waited for.
+            self._waiter = protocol.loop.create_task(self._wait_writable())
+        return False
 
     async def _wait_writable(self) -> None:
         await self._protocol.writable.wait()
         self._waiter = None
         self.resumed()
 
-    def attach(self, resumed: Callable[[], object]) -> None:
-        self._resumed = resumed
+    def attach(self, outbox: Attached) -> None:
+        self._attached = outbox
+
+    def paused(self) -> None:
+        if self._attached is not None:
+            self._attached.stall()
 
     def resumed(self) -> None:
-        if self._resumed is not None:
-            self._resumed()
+        if self._attached is not None:
+            self._attached.resume()
+
+    def closing(self) -> None:
+        if self._attached is not None:
+            self._attached.close()
 
     def abort(self) -> None:
         self._protocol.transport.abort()
@@ -116,15 +139,63 @@ class RealtimeProtocol(WebSocketsSansIOProtocol):
             scope: Any = self.scope
             scope["extensions"] = {**scope.get("extensions", {}), EXTENSION: self.realtime_writer}
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.realtime_writer is not None:
+            self.realtime_writer.paused()
+
     def resume_writing(self) -> None:
         super().resume_writing()
         if self.realtime_writer is not None:
             self.realtime_writer.resumed()
 
+    # Whatever ends the connection passes through one of these. Each is told before it is done, and
+    # `connection_lost` before asyncio closes the socket.
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing()
+        super().connection_lost(exc)
+
+    def handle_close(self, event: Any) -> None:
+        self._closing()
+        super().handle_close(event)
+
+    def handle_parser_exception(self) -> None:
+        self._closing()
+        super().handle_parser_exception()
+
+    def keepalive_timeout(self) -> None:
+        self._closing()
+        super().keepalive_timeout()
+
+    def shutdown(self) -> None:
+        self._closing()
+        super().shutdown()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "websocket.close":
+            self._closing()
+        await super().send(message)
+
+    def _closing(self) -> None:
+        if self.realtime_writer is not None:
+            self.realtime_writer.closing()
+
+
+def _descriptor(protocol: WebSocketsSansIOProtocol) -> int:
+    """Return the socket's file descriptor if writing to it is just what the transport would do; -1
+    for TLS and for other event loops, whose transports may hold bytes back elsewhere."""
+    transport = protocol.transport
+    if not isinstance(protocol, RealtimeProtocol):
+        return -1
+    if type(transport).__module__ != "asyncio.selector_events" or is_ssl(transport):
+        return -1
+    sock = transport.get_extra_info("socket")
+    return -1 if sock is None else int(sock.fileno())
+
 
 _NEEDED = (
     "close_sent",
-    "conn",
     "disconnected",
     "handshake_complete",
     "loop",

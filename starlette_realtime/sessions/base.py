@@ -22,8 +22,8 @@ class SessionRecord(msgspec.Struct, frozen=True):
 class SessionStore(ABC):
     """Sessions by id, each with an end.
 
-    Guarantee: of several attempts to resume one session from the same generation, on any processes,
-    exactly one succeeds.
+    Guarantee: each attempt to resume a session that succeeds, on any process, gives it a generation
+    it never had; from one generation it is resumed at most twice.
     """
 
     @abstractmethod
@@ -49,5 +49,5 @@ class SessionStore(ABC):
         """Let these sessions end in `ttl` seconds from now."""
 
     @abstractmethod
-    async def end(self, id: str) -> None:
-        """Forget a session."""
+    async def end(self, id: str, generation: int) -> None:
+        """Forget a session, unless it has been resumed since: its generation is a newer one."""

@@ -54,8 +54,10 @@ class MemorySessions(SessionStore):
             if known is not None:
                 self._keep(known, ttl)
 
-    async def end(self, id: str) -> None:
-        self._records.pop(id, None)
+    async def end(self, id: str, generation: int) -> None:
+        known = self._get(id)
+        if known is not None and known.generation <= generation:
+            del self._records[id]
 
     def _get(self, id: str) -> SessionRecord | None:
         until, record = self._records.get(id, (0.0, None))

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 import anyio
+from anyio.lowlevel import checkpoint
 from starlette.types import Message, Receive, Scope, Send
 
 from ..auth.credentials import find_credentials
@@ -31,6 +32,7 @@ from ..errors import (
     CloseConnection,
     Disconnected,
     InvalidMessage,
+    RateLimited,
     Unavailable,
     UnknownNamespace,
 )
@@ -42,6 +44,8 @@ logger = logging.getLogger("starlette_realtime")
 
 MAX_BACKLOG = 1000
 """Commands that are read ahead while a handler waits for this client's ack."""
+TURN = 32
+"""Frames handled in a row, where so many are there, before others have their turn."""
 CLOSE_TIMEOUT = 2.0
 """Seconds a socket that takes nothing gets for our close frame."""
 
@@ -50,11 +54,16 @@ class Writer(Protocol):
     """A way to the socket past ASGI's `send`, offered by a server as
     `scope["extensions"]["realtime.writer"]`."""
 
+    descriptor: int
+    """The socket's file descriptor, if bytes may also be written to it while the outbox is ready
+    and until it is stalled or closed; else -1."""
+
     def write(self, data: Chunk) -> bool:
         """Write bytes of the socket's protocol; return whether it takes more at once."""
 
-    def attach(self, resumed: Any) -> None:
-        """Call `resumed()` when the socket takes more after a `write` has returned False."""
+    def attach(self, outbox: Outbox) -> None:
+        """Tell `outbox` when the socket takes no more (`stall`), takes more again (`resume`), or is
+        about to close (`close`)."""
 
     def abort(self) -> None:
         """Close the socket without a word."""
@@ -69,7 +78,9 @@ class WebSocketConnection(Connection):
         "_closing",
         "_code",
         "_door",
+        "_frames",
         "_gone",
+        "_pump_scope",
         "_pump_wake",
         "_pumped",
         "_receive",
@@ -95,6 +106,8 @@ class WebSocketConnection(Connection):
         self._scope = anyio.CancelScope()
         self._pump_wake: anyio.Event | None = None
         self._pumped = anyio.Event()
+        self._pump_scope = anyio.CancelScope()
+        self._frames = 0
         self._writer: Writer | None = scope.get("extensions", {}).get("realtime.writer")
         options = door.runtime.options
         if self._writer is not None:
@@ -103,8 +116,9 @@ class WebSocketConnection(Connection):
                 limit=options.max_queued,
                 overflow=self._overflow,
                 write=self._writer.write,
+                descriptor=self._writer.descriptor,
             )
-            self._writer.attach(outbox.resume)
+            self._writer.attach(outbox)
         else:
             self._pump_wake = anyio.Event()
             outbox = Outbox(
@@ -160,25 +174,29 @@ class WebSocketConnection(Connection):
 
     async def _pump(self) -> None:
         """Write what waits in the outbox, for servers without a direct writer."""
-        wire = self.outbox.wire
         try:
-            while self._gone is None:
-                chunks = self.outbox.take()
-                if not chunks:
-                    if self._closing is not None:
-                        return
-                    assert self._pump_wake is not None
-                    await self._pump_wake.wait()
-                    self._pump_wake = anyio.Event()
-                    continue
-                joined = wire.join(chunks) if len(chunks) > 1 else chunks[0]
-                for chunk in chunks if joined is None else (joined,):
-                    await self._send({"type": "websocket.send", "text": chunk})
+            with self._pump_scope:
+                await self._pump_until_closed()
         except Exception as error:
             # Servers differ in what they raise when the client has gone; the reader learns of it.
             logger.debug("a connection can't be written to any more: %r", error)
         finally:
             self._pumped.set()
+
+    async def _pump_until_closed(self) -> None:
+        wire = self.outbox.wire
+        while self._gone is None:
+            chunks = self.outbox.take()
+            if not chunks:
+                if self._closing is not None:
+                    return
+                assert self._pump_wake is not None
+                await self._pump_wake.wait()
+                self._pump_wake = anyio.Event()
+                continue
+            joined = wire.join(chunks) if len(chunks) > 1 else chunks[0]
+            for chunk in chunks if joined is None else (joined,):
+                await self._send({"type": "websocket.send", "text": chunk})
 
     async def _finish(self) -> None:
         """Send the close frame, and let the reader go if the client does not answer it."""
@@ -225,7 +243,8 @@ class WebSocketConnection(Connection):
         self._gone = code
         self.gone = True
         self.outbox.close()
-        self._wake()
+        # A client that does not read would hold the one who writes to it for ever.
+        self._pump_scope.cancel()
         return code
 
     async def _introduce(self) -> bool:
@@ -269,7 +288,16 @@ class WebSocketConnection(Connection):
         """Open a session as the client's `connect` message asks."""
         said = bytes(command.data)
         introduction = payload.load(said, Introduction) if said != b"null" else Introduction()
-        user = await engine.lobby.authenticate(find_credentials(self.scope, introduction.token))
+        first = self.sessions.get("/")
+        if (
+            first is not None
+            and not introduction.token
+            and engine.namespace.auth is first.engine.namespace.auth
+        ):
+            # It has shown who it is, perhaps by a ticket that is good for one time only.
+            user = first.user
+        else:
+            user = await engine.lobby.authenticate(find_credentials(self.scope, introduction.token))
         session = await engine.lobby.connect(self, user, introduction)
         await engine.rejoin(session, introduction.rooms)
 
@@ -307,9 +335,12 @@ class WebSocketConnection(Connection):
     async def _read(self) -> None:
         receive = self._receive
         while self._gone is None:
-            if self._backlog:
+            if self._backlog and self._closing is None:
                 await self._handle(self._backlog.popleft())
                 continue
+            self._frames += 1
+            if not self._frames % TURN:
+                await checkpoint()
             message = await receive()
             if message["type"] != "websocket.receive":
                 self._gone = message.get("code") or 1005
@@ -318,7 +349,8 @@ class WebSocketConnection(Connection):
             if self._closing is not None:
                 continue
             for command in self._decode(message):
-                await self._handle(command)
+                if self._closing is None:
+                    await self._handle(command)
 
     def _decode(self, message: Message) -> list[Command | native.Refused]:
         frame = message.get("text")
@@ -344,6 +376,7 @@ class WebSocketConnection(Connection):
             self._answer(command)
             return
         if kind == "pong":
+            self.sessions["/"].engine.small_talk(self.sessions["/"])
             return
         self._busy = True
         try:
@@ -352,7 +385,7 @@ class WebSocketConnection(Connection):
                 await self._connect_namespace(command)
             elif session_ is None:
                 known = self.sessions["/"]
-                known.engine.refuse(known, UnknownNamespace(), command.id)
+                known.engine.refuse(known, UnknownNamespace(), command.id, command.ns)
             else:
                 await session_.engine.dispatch(session_, command)
         except CloseConnection as error:
@@ -372,15 +405,15 @@ class WebSocketConnection(Connection):
         try:
             if engine is None:
                 raise UnknownNamespace
+            if not self.joins.take(self.heard):
+                raise RateLimited
             if command.ns in self.sessions:
                 raise InvalidMessage("Invalid message format: connected already")
             await self._open(engine, command)
         except BrokerUnavailable:
-            message = self.outbox.wire.error(command.ns, Unavailable(), command.id)
-            known.engine.hub.push(known, message)
+            known.engine.refuse(known, Unavailable(), command.id, command.ns)
         except ClientError as error:
-            message = self.outbox.wire.error(command.ns, error, command.id)
-            known.engine.hub.push(known, message)
+            known.engine.refuse(known, error, command.id, command.ns)
         except CloseConnection:
             raise
         except Exception:

@@ -252,6 +252,7 @@ test("when history is out of reach the recent messages replace what there was", 
     {
       ...JOINED,
       roomId: "r",
+      id: null,
       position: position(1, "e3"),
       recovered: false,
       recentMessages: ["c"],

@@ -94,12 +94,14 @@ export class Conversation {
     this.#oldestOffset = Number.isSafeInteger(recent[0]?.offset) ? recent[0].offset : null;
     this.hasOlder = this.#oldestOffset !== null && this.#oldestOffset > 1;
     this.loadingOlder = false;
-    if (lost) this.notice = "The server lost its history. This is what it has.";
+    if (lost) this.notice = "The server lost its history: earlier messages are gone.";
   }
 
   /** @param {{ messages: any[], more: boolean }} page older ones, oldest first */
   prepend({ messages, more }) {
-    const older = messages.filter((message) => this.#known(message) === undefined);
+    const older = messages.filter(
+      (message) => typeof message?.id === "string" && !this.#byId.has(message.id),
+    );
     for (const message of older) this.#byId.set(message.id, message);
     this.messages.unshift(...older);
     const offset = messages[0]?.offset;
@@ -199,7 +201,7 @@ export class Conversation {
 
   /** @param {Message} message */
   #append(message) {
-    if (this.#known(message) !== undefined || typeof message?.id !== "string") return;
+    if (typeof message?.id !== "string" || this.#byId.has(message.id)) return;
     this.messages.push(message);
     this.#byId.set(message.id, message);
     if (this.messages.length <= MAX_MESSAGES) return;
@@ -207,11 +209,6 @@ export class Conversation {
     const offset = /** @type {any} */ (this.messages[0]).offset;
     this.#oldestOffset = Number.isSafeInteger(offset) ? offset : null;
     this.hasOlder = this.#oldestOffset !== null;
-  }
-
-  /** @param {any} message */
-  #known(message) {
-    return typeof message?.id === "string" ? this.#byId.get(message.id) : undefined;
   }
 
   /** @param {Draft} draft */

@@ -1,0 +1,491 @@
+"""A Redis, a master behind Sentinels, or a Cluster: where each partition is, and commands to it.
+
+Policy: a call that was certainly not carried out is tried again, with growing pauses, until its
+patience ends; one whose fate is unknown only if doing it twice does no harm. What remains is one
+`BrokerUnavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    AuthenticationWrongNumberOfArgsError,
+    BusyLoadingError,
+    ClusterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from ..errors import BrokerUnavailable, ConfigurationError
+from .keys import PARTITIONS, SLOTS, Argument, Keys
+from .pipe import Command, Lost, Pipe, ask_once, close, connect
+from .scripts import Script
+from .url import Address, RedisURL, host_and_port
+
+logger = logging.getLogger("starlette_realtime")
+
+MINIMUM_VERSION: Final = (7, 0)
+MAX_UNDER_WAY: Final = 1024
+"""Commands sent and not answered, to all nodes; further calls wait their turn."""
+MAX_REDIRECTIONS: Final = 5
+
+# Answers that mean "not now", by their first word. redis-py knows only some of them.
+_PASSING = ("LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN")
+
+_WRONG = (AuthenticationError, AuthorizationError, AuthenticationWrongNumberOfArgsError)
+
+Lost_ = Lost
+
+
+class Refused(BrokerUnavailable):
+    """The server said no, and will say so again."""
+
+
+class NotNow(BrokerUnavailable):
+    """The command was certainly not carried out; it may be soon."""
+
+
+def pause(failures: int) -> float:
+    """Return how long to wait after so many failures in a row: from 20 ms to 1 s, with jitter, so
+    that not everybody comes back at once."""
+    return min(1.0, 0.02 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+
+
+class Node:
+    """One server of possibly several, and the connections for commands to it."""
+
+    def __init__(self, server: RedisServer, address: Address) -> None:
+        self.address = address
+        self.error = "not connected yet"
+        self._server = server
+        self._pipes: set[Pipe] = set()
+        self._ready = asyncio.Event()
+        self._tasks = [
+            server.spawn(self._keep(), f"redis {host_and_port(address)}")
+            for _ in range(server.url.pool)
+        ]
+
+    async def pipe(self) -> Pipe:
+        """Return the least busy connection; wait for one if there is none."""
+        while not self._pipes:
+            await self._ready.wait()
+        if len(self._pipes) == 1:
+            (only,) = self._pipes
+            return only
+        return min(self._pipes, key=lambda pipe: pipe.load)
+
+    async def _keep(self) -> None:
+        """Keep one connection, for ever."""
+        failures = 0
+        url = self._server.url
+        patience = url.timeout * (2 if url.durability == "replicated" else 1)
+        while True:
+            try:
+                pipe = Pipe(await connect(url, self.address), self.address, patience)
+                failures = 0
+                self._pipes.add(pipe)
+                self._ready.set()
+                try:
+                    await pipe.run()
+                finally:
+                    self._pipes.discard(pipe)
+                    if not self._pipes:
+                        self._ready.clear()
+            except (RedisError, OSError, BrokerUnavailable) as error:
+                self.error = describe(error)
+            self._server.stale()
+            await asyncio.sleep(pause(failures))
+            failures += 1
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+class RedisServer:
+    """What all stores on one URL share. Opened by each of them, closed after the last."""
+
+    def __init__(self, url: RedisURL | str) -> None:
+        self.url = url if isinstance(url, RedisURL) else RedisURL.parse(url)
+        self.keys = Keys(self.url.prefix, self.url.db, sharded=self.url.kind == "cluster")
+        self._users = 0
+        self._opening: asyncio.Lock | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._nodes: dict[Address, Node] = {}
+        self._where: list[Address] = []
+        self._known: tuple[Address, ...] = self.url.hosts
+        self._slots = asyncio.Semaphore(MAX_UNDER_WAY)
+        self._stale = asyncio.Event()
+        self._located = asyncio.Event()
+        # Called after partitions have moved.
+        self.moved: list[Callable[[], None]] = []
+
+    # Lifetime
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Be connected inside the block; the first one to enter tries for `url.startup` seconds.
+
+        Raises:
+            ConfigurationError: the server is not what the URL says, or cannot be reached.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(
+                "Redis needs asyncio; on trio there is memory:// alone"
+            ) from None
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if not self._users:
+                try:
+                    await self._start()
+                except BaseException:
+                    await self._stop()
+                    raise
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                with anyio.CancelScope(shield=True):
+                    await self._stop()
+
+    async def _start(self) -> None:
+        self._slots = asyncio.Semaphore(MAX_UNDER_WAY)
+        self._stale = asyncio.Event()
+        self._located = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.url.startup
+        failures = 0
+        while True:
+            try:
+                await self._check()
+                await self._locate()
+                break
+            except (RedisError, OSError, BrokerUnavailable) as error:
+                _raise_if_hopeless(self.url, error)
+                if loop.time() > end:
+                    raise ConfigurationError(
+                        f"{self.url} cannot be reached: {describe(error)}"
+                    ) from None
+            await asyncio.sleep(pause(failures))
+            failures += 1
+        self.spawn(self._relocate(), "redis topology")
+
+    async def _stop(self) -> None:
+        self._opening = None
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._nodes.clear()
+        self._where = []
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a task that ends with the block."""
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("%s ended", task.get_name(), exc_info=task.exception())
+
+    async def _check(self) -> None:
+        """See that this is a Redis that will do.
+
+        Raises:
+            ConfigurationError: it is not.
+            RedisError, OSError, BrokerUnavailable: it cannot be asked.
+        """
+        url = self.url
+        addresses = [await self._ask_sentinels()] if url.kind == "sentinel" else list(url.hosts)
+        connection = await connect_to_one(url, addresses)
+        try:
+            async with asyncio.timeout(url.timeout):
+                server = parse_info(await ask_once(connection, "INFO", "server"))
+                memory = parse_info(await ask_once(connection, "INFO", "memory"))
+        finally:
+            await close(connection)
+        version = server.get("redis_version", "0")
+        if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < MINIMUM_VERSION:
+            needed = ".".join(map(str, MINIMUM_VERSION))
+            raise ConfigurationError(f"{url} is Redis {version}: it must be {needed} or newer")
+        mode = server.get("redis_mode", "standalone")
+        if mode == "sentinel":
+            raise ConfigurationError(f"{url} is a Sentinel: use redis+sentinel://…/service")
+        if (mode == "cluster") != (url.kind == "cluster"):
+            raise ConfigurationError(
+                f"{url} is a Redis Cluster: use redis+cluster://"
+                if mode == "cluster"
+                else f"{url} is no Redis Cluster: use redis://"
+            )
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if policy.startswith("allkeys") and memory.get("maxmemory", "0") != "0":
+            logger.warning(
+                "%s has maxmemory-policy %s: when memory runs out it forgets who is present and what "
+                "was said; use noeviction or volatile-ttl",
+                url,
+                policy,
+            )
+
+    # Where things are
+
+    def node(self, address: Address) -> Node:
+        found = self._nodes.get(address)
+        if found is None:
+            found = self._nodes[address] = Node(self, address)
+        return found
+
+    def where(self, partition: int) -> Address:
+        """Return which server has a partition, as far as is known."""
+        return self._where[partition]
+
+    def stale(self) -> None:
+        """Say that a server did not answer, or answered that it is not in charge."""
+        self._stale.set()
+
+    async def relocated(self) -> None:
+        """Look again where things are, and wait until that is done or has failed."""
+        self._located.clear()
+        self._stale.set()
+        await self._located.wait()
+
+    async def _relocate(self) -> None:
+        while True:
+            await self._stale.wait()
+            self._stale.clear()
+            if self.url.kind != "single":
+                try:
+                    await self._locate()
+                except (RedisError, OSError, BrokerUnavailable) as error:
+                    logger.warning("%s cannot say where things are: %s", self.url, describe(error))
+            self._located.set()
+            # However many complain: a few times a second is enough.
+            await asyncio.sleep(0.2)
+
+    async def _locate(self) -> None:
+        match self.url.kind:
+            case "single":
+                found = [self.url.hosts[0]] * PARTITIONS
+            case "sentinel":
+                found = [await self._ask_sentinels()] * PARTITIONS
+            case _:
+                found = await self._ask_cluster()
+        self._take(found)
+
+    def _take(self, found: list[Address]) -> None:
+        if found == self._where:
+            return
+        self._where = found
+        wanted = set(found)
+        for address in list(self._nodes):
+            if address not in wanted:
+                self._nodes.pop(address).close()
+        for moved in self.moved:
+            moved()
+
+    async def _ask_sentinels(self) -> Address:
+        errors = []
+        for address in self._known:
+            try:
+                connection = await connect(self.url, address, sentinel=True)
+                try:
+                    async with asyncio.timeout(self.url.timeout):
+                        found = await ask_once(
+                            connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.url.service
+                        )
+                finally:
+                    await close(connection)
+            except (RedisError, OSError) as error:
+                if isinstance(error, _WRONG):
+                    raise ConfigurationError(
+                        f"the Sentinel {host_and_port(address)} refused the user or password of "
+                        f"sentinel_username and sentinel_password: {error}"
+                    ) from None
+                errors.append(f"{host_and_port(address)}: {describe(error)}")
+                continue
+            if found:
+                # The next question goes first to the one that knew.
+                self._known = (address, *(other for other in self._known if other != address))
+                return found[0].decode(), int(found[1])
+            errors.append(f"{host_and_port(address)}: knows no {self.url.service!r}")
+        raise NotNow(f"no Sentinel knows the master ({'; '.join(errors)})")
+
+    async def _ask_cluster(self) -> list[Address]:
+        errors = []
+        for address in self._known:
+            try:
+                connection = await connect(self.url, address)
+                try:
+                    async with asyncio.timeout(self.url.timeout):
+                        ranges = await ask_once(connection, "CLUSTER", "SLOTS")
+                finally:
+                    await close(connection)
+            except (RedisError, OSError) as error:
+                if isinstance(error, _WRONG):
+                    raise
+                errors.append(f"{host_and_port(address)}: {describe(error)}")
+                continue
+            owners = {}
+            others = []
+            for first, last, *nodes in ranges:
+                here = [(node[0].decode() or address[0], node[1]) for node in nodes]
+                others += here
+                for partition, slot in enumerate(SLOTS):
+                    if first <= slot <= last:
+                        owners[partition] = here[0]
+            if len(owners) == PARTITIONS:
+                seeds = [*self.url.hosts, *others]
+                self._known = tuple(dict.fromkeys([address, *seeds]))[:100]
+                return [owners[partition] for partition in range(PARTITIONS)]
+            errors.append(f"{host_and_port(address)}: slots without a node")
+        raise NotNow(f"the cluster is not whole ({'; '.join(errors)})")
+
+    # Commands
+
+    async def run(
+        self, partition: int, script: Script, keys: list[str], *arguments: Argument, **how: Any
+    ) -> Any:
+        """Run a script on the server that has a partition; `how` as in `call`."""
+        rest = (len(keys), *keys, *arguments)
+        try:
+            return await self.call(partition, "EVALSHA", script.digest, *rest, **how)
+        except _Unknown:
+            return await self.call(partition, "EVAL", script.text, *rest, **how)
+
+    async def call(
+        self,
+        partition: int,
+        *command: Argument,
+        twice: bool = True,
+        replicated: bool = False,
+        patience: float | None = None,
+    ) -> Any:
+        """Return the answer to a command for the server that has a partition.
+
+        Args:
+            twice: doing it twice does no harm.
+            replicated: wait until a replica has it too. The command must write, and bear repetition.
+            patience: seconds to go on trying, if not the URL's.
+
+        Raises:
+            BrokerUnavailable: see the module's policy.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + (self.url.patience if patience is None else patience)
+        failures = redirections = 0
+        address: Address | None = None
+        asking = False
+        if not self._where:
+            raise BrokerUnavailable(f"not connected to {self.url}")
+        try:
+            async with asyncio.timeout_at(end), self._slots:
+                while True:
+                    target = address or self._where[partition]
+                    try:
+                        return await self._once(target, command, asking, replicated)
+                    except (MovedError, AskError) as error:
+                        redirections += 1
+                        asking = not isinstance(error, MovedError)
+                        address = (error.host or target[0], error.port)
+                        if not asking:
+                            self._correct(partition, address)
+                            address = None
+                        if redirections <= MAX_REDIRECTIONS:
+                            continue
+                        failure: BrokerUnavailable = NotNow(f"sent from node to node: {error}")
+                    except (NotNow, Lost) as error:
+                        if isinstance(error, Lost) and not twice:
+                            raise
+                        failure = error
+                    address, asking = None, False
+                    self.stale()
+                    delay = pause(failures)
+                    failures += 1
+                    if loop.time() + delay >= end:
+                        raise failure
+                    await asyncio.sleep(delay)
+        except TimeoutError:
+            target = self._where[partition] if self._where else self.url.hosts[0]
+            node = self._nodes.get(target)
+            why = node.error if node is not None and not node.connected else "no answer in time"
+            raise BrokerUnavailable(f"{host_and_port(target)}: {why}") from None
+
+    def _correct(self, partition: int, address: Address) -> None:
+        if self._where and self._where[partition] != address:
+            found = list(self._where)
+            found[partition] = address
+            self._take(found)
+            # Others will have moved with it.
+            self.stale()
+
+    async def _once(
+        self, address: Address, command: Command, asking: bool, replicated: bool
+    ) -> Any:
+        pipe = await self.node(address).pipe()
+        commands: list[Command] = [command]
+        if asking:
+            commands.insert(0, ("ASKING",))
+        if replicated:
+            commands.append(("WAIT", 1, int(self.url.timeout * 1000)))
+        answers = pipe.ask(*commands)
+        if len(answers) > 1:
+            # All of them, so that no error is left unseen.
+            await asyncio.wait(answers)
+        try:
+            answer = await answers[int(asking)]
+        except NoScriptError:
+            raise _Unknown from None
+        except (MovedError, AskError):
+            raise
+        except (ReadOnlyError, ClusterDownError, TryAgainError, BusyLoadingError) as error:
+            raise NotNow(f"{host_and_port(address)}: {error}") from None
+        except OutOfMemoryError as error:
+            raise NotNow(f"{host_and_port(address)} has no memory left: {error}") from None
+        except NoPermissionError as error:
+            raise Refused(f"{host_and_port(address)}: the user may not: {error}") from None
+        except ResponseError as error:
+            if str(error).startswith(_PASSING):
+                raise NotNow(f"{host_and_port(address)}: {error}") from None
+            raise Refused(f"{host_and_port(address)}: {error}") from None
+        if replicated and answers[-1].result() < 1:
+            raise Lost(f"{host_and_port(address)}: no replica has it yet")
+        return answer
+
+
+class _Unknown(Exception):
+    """The server has not seen the script."""
+
+
+def describe(error: BaseException) -> str:
+    """Return one line that says what went wrong."""
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def parse_info(answer: bytes) -> dict[str, str]:
+    """Return what INFO says, by name."""
+    lines = answer.decode("utf-8", "replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line and line[0] != "#")

@@ -1,0 +1,279 @@
+-- A channel's stream. Stands before every script that publishes or reads.
+--
+-- Guarantees, since a script is one step for everybody else:
+--   * the kept publications of a channel have the offsets 1, 2, 3 … within an epoch, over both lanes;
+--   * what is announced is, byte for byte, what is kept;
+--   * "t" of the meta hash is the highest offset that was ever taken out of a lane: whoever has seen
+--     as much finds all that follows;
+--   * a lost meta hash makes a new epoch and an empty stream; a lost lane counts as taken out.
+-- All keys are made from the meta key and share its hash tag. Work is bounded: BATCH entries leave a
+-- lane in one call.
+--
+-- The meta hash: e epoch, o offset, n nonce of the last publication, t (above), h and p last offset
+-- of each lane, a age in ms. It outlives the lanes by META_SECONDS at least.
+
+local BATCH = 512
+local META_SECONDS = 7 * 86400
+
+local HISTORY, PRESENCE = 1, 2
+local LANES = {[HISTORY] = "h", [PRESENCE] = "p"}
+
+local function text(number)
+  -- Lua would write large numbers with an exponent.
+  return string.format("%.0f", number)
+end
+
+local clock
+local function now()
+  if not clock then
+    local time = redis.call("TIME")
+    clock = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  end
+  return clock
+end
+
+-- Random digits: those of the caller for the first publication of a script, then made from them.
+local function digits(chance)
+  chance.count = chance.count + 1
+  if chance.count == 1 then
+    return string.sub(chance.seed, 1, 8)
+  end
+  return string.sub(redis.sha1hex(chance.seed .. chance.count), 1, 8)
+end
+
+local function candidate(chance)
+  return string.sub(redis.sha1hex("epoch" .. chance.seed .. chance.count), 1, 8)
+end
+
+-- The parts of a meta key.
+local function place(meta)
+  local head, channel = string.match(meta, "^(.-}:)m:(.*)$")
+  return {meta = meta, head = head, channel = channel}
+end
+
+local function key(at, kind)
+  return at.head .. kind .. ":" .. at.channel
+end
+
+local function drop_lanes(at)
+  redis.call("DEL", key(at, "h"), key(at, "p"), key(at, "x"), key(at, "a"))
+end
+
+-- Where the stream stands. `make` a new one if there is none, and let it live on.
+local function stand(at, chance, make)
+  local found = redis.call("HMGET", at.meta, "e", "o", "n", "t", "h", "p", "a")
+  local here = {
+    epoch = found[1],
+    offset = tonumber(found[2] or 0),
+    nonce = found[3] or "",
+    trimmed = tonumber(found[4] or 0),
+    last = {[HISTORY] = tonumber(found[5] or 0), [PRESENCE] = tonumber(found[6] or 0)},
+    age = tonumber(found[7] or 0),
+  }
+  if not here.epoch and make then
+    here.epoch = candidate(chance)
+    -- First of all writes, so that a server without memory refuses before anything has changed.
+    redis.call("HSET", at.meta, "e", here.epoch, "o", "0")
+    drop_lanes(at)
+  end
+  if make then
+    redis.call("EXPIRE", at.meta, META_SECONDS)
+  end
+  return here
+end
+
+local function keep_meta(at, age)
+  redis.call("EXPIRE", at.meta, math.max(META_SECONDS, math.ceil(2 * age / 1000)))
+end
+
+-- Take out of a lane what is too many or was kept before `oldest` (ms), at most BATCH; return whether
+-- that was all. The caller writes `here.trimmed` down.
+local function evict(at, here, lane, excess, oldest)
+  local stream = key(at, LANES[lane])
+  local step, removed, last, more = 1, 0, nil, true
+  while more and removed < BATCH do
+    local from = last and ("(" .. text(last) .. "-0") or "-"
+    local entries = redis.call("XRANGE", stream, from, "+", "COUNT", step)
+    more = #entries == step
+    for _, entry in ipairs(entries) do
+      local fields = entry[2]
+      if excess <= 0 and tonumber(fields[4]) >= oldest then
+        more = false
+        break
+      end
+      excess = excess - 1
+      removed = removed + 1
+      last = tonumber(string.match(entry[1], "^%d+"))
+      if lane == HISTORY then
+        local id = fields[6]
+        if id ~= "" and redis.call("HGET", key(at, "x"), id) == text(last) then
+          redis.call("HDEL", key(at, "x"), id)
+        end
+        redis.call("HDEL", key(at, "a"), text(last))
+      end
+    end
+    step = 64
+  end
+  if last then
+    redis.call("XTRIM", stream, "MINID", text(last + 1) .. "-0")
+    here.trimmed = math.max(here.trimmed, last)
+  end
+  return not more
+end
+
+local function number(value)
+  return struct.pack(">BI8", 0xcf, value)
+end
+
+local function short(value)
+  return string.char(0xa0 + #value) .. value
+end
+
+-- Tell the subscribers. `announcements`: kind of the Redis channel of each channel, or "" for one per
+-- partition (Cluster), which then carries the name too.
+local function announce(at, announcements, payload)
+  if announcements == "" then
+    local framed = struct.pack(">I4", #at.channel) .. at.channel .. payload
+    redis.call("SPUBLISH", at.head .. "c", framed)
+  else
+    redis.call("PUBLISH", at.head .. announcements .. at.channel, payload)
+  end
+end
+
+-- A draft and a retention as keys.py writes them, from list[first] on.
+local function draft_at(list, first)
+  return {
+    front = list[first],
+    back = list[first + 1],
+    lane = tonumber(list[first + 2]),
+    id = list[first + 3],
+    amends = list[first + 4],
+    amended = list[first + 5],
+    time = tonumber(list[first + 6]),
+  }
+end
+
+local function retention_at(list, first)
+  return {
+    size = tonumber(list[first]),
+    age = tonumber(list[first + 1]),
+    presence = tonumber(list[first + 2]),
+  }
+end
+
+-- One publication. `known`: under which key its result is remembered, and for how many ms; nil for
+-- not at all. `touch`: write something even when it is a duplicate, so that a WAIT that follows on
+-- this connection waits for what was published before. Returns {duplicate, offset, epoch, nonce}.
+local function publish(at, draft, retention, announcements, chance, known, lifetime, touch)
+  if known then
+    local seen = redis.call("GET", known)
+    if seen then
+      if touch then
+        redis.call("PEXPIRE", known, lifetime)
+      end
+      local offset, epoch, nonce = string.match(seen, "^(%d+):([^:]*):([^:]*)$")
+      return {1, tonumber(offset), epoch, nonce}
+    end
+  end
+  local kept = LANES[draft.lane]
+  local offset, epoch, nonce, previous = 0, "", "", ""
+  if kept then
+    local here = stand(at, chance, false)
+    if not here.epoch then
+      here = stand(at, chance, true)
+    end
+    epoch, previous = here.epoch, here.nonce
+    offset = here.offset + 1
+    nonce = digits(chance)
+    local size = draft.lane == HISTORY and retention.size or retention.presence
+    local stream = key(at, kept)
+    local length = redis.call("XLEN", stream)
+    if length == 0 and here.last[draft.lane] > here.trimmed then
+      -- The lane has gone with its time, or with the server's memory.
+      here.trimmed = here.last[draft.lane]
+    end
+    evict(at, here, draft.lane, length + 1 - size, now() - retention.age)
+    draft.payload = table.concat({
+      "\156", draft.front, number(offset), short(epoch), draft.back,
+      number(draft.time > 0 and draft.time or now()), short(nonce), short(previous),
+    })
+    if size > 0 then
+      redis.call("XADD", stream, text(offset) .. "-0", "p", draft.payload, "t", text(now()), "i", draft.id)
+      redis.call("PEXPIRE", stream, retention.age)
+      if draft.lane == HISTORY and draft.id ~= "" then
+        redis.call("HSET", key(at, "x"), draft.id, text(offset))
+      end
+      if draft.lane == HISTORY then
+        redis.call("PEXPIRE", key(at, "x"), retention.age)
+        redis.call("PEXPIRE", key(at, "a"), retention.age)
+      end
+    else
+      here.trimmed = offset
+    end
+    redis.call("HSET", at.meta, "e", epoch, "o", text(offset), "n", nonce, "t", text(here.trimmed),
+      kept, text(offset), "a", text(retention.age))
+    keep_meta(at, retention.age)
+  else
+    draft.payload = table.concat({
+      "\156", draft.front, number(0), short(""), draft.back,
+      number(draft.time > 0 and draft.time or now()), short(""), short(""),
+    })
+  end
+  if draft.amends ~= "" then
+    local target = redis.call("HGET", key(at, "x"), draft.amends)
+    local left = target and redis.call("PTTL", key(at, "h")) or -2
+    if target and left ~= -2 and #redis.call("XRANGE", key(at, "h"), target, target) == 1 then
+      redis.call("HSET", key(at, "a"), target, draft.amended)
+      if left > 0 then
+        redis.call("PEXPIRE", key(at, "a"), left)
+      end
+    end
+  end
+  announce(at, announcements, draft.payload)
+  if known then
+    redis.call("SET", known, text(offset) .. ":" .. epoch .. ":" .. nonce, "PX", lifetime)
+  end
+  return {0, offset, epoch, nonce}
+end
+
+-- For reading: where the stream stands, without what is too old. Returns nil when there was more to
+-- take out than one call may: the caller asks again.
+local function freshen(at, chance)
+  local here = stand(at, chance, true)
+  keep_meta(at, here.age)
+  local whole, trimmed = true, here.trimmed
+  for lane, kind in ipairs(LANES) do
+    if here.last[lane] > 0 then
+      whole = evict(at, here, lane, 0, now() - here.age) and whole
+      if here.last[lane] > here.trimmed and redis.call("EXISTS", key(at, kind)) == 0 then
+        here.trimmed = here.last[lane]
+      end
+    end
+  end
+  if here.trimmed > trimmed then
+    redis.call("HSET", at.meta, "t", text(here.trimmed))
+  end
+  if whole then
+    return here
+  end
+end
+
+local function payloads(entries)
+  local found = {}
+  for index, entry in ipairs(entries) do
+    found[index] = entry[2][2]
+  end
+  return found
+end
+
+-- What amends entries of the history lane, by their index.
+local function amendments(at, entries)
+  local found = {}
+  if #entries == 0 or redis.call("EXISTS", key(at, "a")) == 0 then
+    return found
+  end
+  for index, entry in ipairs(entries) do
+    found[index] = redis.call("HGET", key(at, "a"), string.match(entry[1], "^%d+"))
+  end
+  return found
+end

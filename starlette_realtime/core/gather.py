@@ -1,0 +1,293 @@
+"""Asking every member of a room, on every process, and gathering the answers.
+
+One question goes out on the room's own channel, as a message to the servers ("$ask"). Each process
+puts it to the members it has and reports on a channel of the asking process ("$answer"): at once
+how many it has asked, then what they answer, as it comes. All members on one process are asked by
+the same bytes; there is one task for each process that was asked, not one for each member.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from ..errors import BrokerUnavailable
+from ..events import Draft, Lane, Publication, Retention
+from ..protocols import payload
+from .hub import Channel
+from .outbox import Wire
+from .room import Room
+from .session import Asked, Session, new_id
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+MAX_ASKED = 10_000
+"""Members of one process that are put a question; the others count as not asked."""
+MAX_GATHERED = 16_000_000
+"""Bytes of answers that one gathering keeps; a member whose answer is beyond counts as missing."""
+MAX_REPORT = 256_000
+"""Bytes of answers in one report of a process."""
+SETTLE = 0.5
+"""Seconds that other processes have to say whom they asked, where presence can't tell how many
+members there are."""
+
+_NOTHING_KEPT = Retention(0, 0.0, 0)
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What one member answered. `user_id` is None for an anonymous one."""
+
+    session_id: str
+    user_id: str | None
+    data: Any
+
+
+class Gathered(msgspec.Struct, frozen=True):
+    """What the members of a room answered in time.
+
+    Attributes:
+        answers: one for each member that answered, in the order in which they came.
+        asked: how many members were asked.
+    """
+
+    answers: list[Answer]
+    asked: int
+
+    @property
+    def missing(self) -> int:
+        """How many of those who were asked have not answered."""
+        return self.asked - len(self.answers)
+
+
+class _Question(msgspec.Struct, frozen=True):
+    """What "$ask" carries. `timeout` in seconds, `reply` a channel."""
+
+    number: int
+    reply: str
+    event: str
+    data: msgspec.Raw
+    timeout: float
+    exclude: str = ""
+
+
+_Given = tuple[str, str | None, msgspec.Raw]
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """What "$answer" carries: how many are being asked by this process, on its first report, and
+    the answers there are."""
+
+    number: int
+    asked: int
+    answers: list[_Given]
+
+
+class _Asking:
+    """A question put to the members on this process."""
+
+    __slots__ = ("answers", "asked", "news", "number", "open")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.open: dict[Session, _Put] = {}
+        self.asked = 0
+        self.answers: list[_Given] = []
+        self.news = anyio.Event()
+
+    def settled(self, put: _Put, answer: bytes | None) -> None:
+        self.open.pop(put.session, None)
+        if answer is not None:
+            session = put.session
+            self.answers.append((session.id, session.user_id, msgspec.Raw(answer)))
+        self.news.set()
+
+    def forget(self) -> None:
+        """Expect no more answers."""
+        for session in self.open:
+            if session.requests is not None:
+                session.requests.pop(self.number, None)
+        self.open.clear()
+
+
+class _Put(Asked):
+    """The question as one member has it."""
+
+    __slots__ = ("asking", "session")
+
+    def __init__(self, asking: _Asking, session: Session, question: _Question, room: str) -> None:
+        super().__init__(room, question.event, bytes(question.data))
+        self.asking = asking
+        self.session = session
+
+    def settle(self, answer: bytes | None) -> None:
+        super().settle(answer)
+        if self.session.requests is not None:
+            self.session.requests.pop(self.asking.number, None)
+        self.asking.settled(self, answer)
+
+
+class _Gathering:
+    """A question that was put to all processes by this one."""
+
+    __slots__ = ("answers", "asked", "news", "size")
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answers: list[Answer] = []
+        self.size = 0
+        self.news = anyio.Event()
+
+    def take(self, asked: int, answers: Iterable[_Given]) -> None:
+        self.asked += asked
+        for session_id, user_id, data in answers:
+            self.size += len(bytes(data))
+            if self.size <= MAX_GATHERED:
+                self.answers.append(Answer(session_id, user_id, payload.load(bytes(data))))
+        self.news.set()
+
+
+class Gatherer:
+    """Questions to rooms of one namespace: those this process asks, and those it passes on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._channel = f"process{engine.ns}:{new_id()}"
+        self._open: dict[int, _Gathering] = {}
+
+    async def gather(
+        self, room: Room, event: str, data: bytes, timeout: float, exclude: str
+    ) -> Gathered:
+        """See `Room.gather`."""
+        number = secrets.randbits(48)
+        question = _Question(number, self._channel, event, msgspec.Raw(data), timeout, exclude)
+        gathering = self._open[number] = _Gathering()
+        here = self.engine.hub.channels.get(self.engine.room_channel(room.name))
+        asking = self._ask(here, question)
+        gathering.asked = asking.asked
+        try:
+            with anyio.move_on_after(timeout):
+                await self._gather(room, question, gathering, asking)
+        finally:
+            del self._open[number]
+            asking.forget()
+            self._release()
+        gathering.take(0, asking.answers)
+        return Gathered(gathering.answers, gathering.asked)
+
+    async def _gather(
+        self, room: Room, question: _Question, gathering: _Gathering, asking: _Asking
+    ) -> None:
+        reply = self.engine.hub.channel(self._channel, self.engine.ns, None)
+        await self.engine.runtime.subscribe(reply)
+        draft = Draft(event="$ask", data=msgspec.json.encode(question), lane=Lane.NONE)
+        await self.engine.runtime.broker.publish(
+            self.engine.room_channel(room.name), draft, _NOTHING_KEPT
+        )
+        expected = (await room.counts()).sessions - bool(question.exclude)
+        settled = anyio.current_time() + SETTLE
+        for session, put in list(asking.open.items()):
+            if session.connection.waits_here:
+                # The member whose handler this is: only we can read its answer.
+                await session.connection.wait(put.answered)
+        while True:
+            gathering.news = asking.news = anyio.Event()
+            answered = len(asking.answers) + len(gathering.answers)
+            if answered >= gathering.asked:
+                if answered >= expected > 0 or anyio.current_time() >= settled:
+                    return
+                with anyio.move_on_after(settled - anyio.current_time()):
+                    await gathering.news.wait()
+            else:
+                await gathering.news.wait()
+
+    def _release(self) -> None:
+        """Let go of the channel the answers come on, when nothing is asked any more."""
+        reply = self.engine.hub.channels.get(self._channel)
+        if reply is not None and not self._open:
+            self.engine.runtime.release(reply)
+
+    def _ask(self, channel: Channel | None, question: _Question) -> _Asking:
+        """Put a question to the members on this process."""
+        asking = _Asking(question.number)
+        if channel is None or channel.room is None:
+            return asking
+        hub = self.engine.hub
+        encoded: dict[Wire, bytes] = {}
+        for session in channel.receivers():
+            if not isinstance(session, Session) or session.id == question.exclude:
+                continue
+            if asking.asked == MAX_ASKED:
+                break
+            asking.asked += 1
+            wire = session.outbox.wire
+            message = encoded.get(wire)
+            if message is None:
+                message = encoded[wire] = wire.request(
+                    self.engine.ns,
+                    channel.room,
+                    question.event,
+                    bytes(question.data),
+                    question.number,
+                )
+            put = asking.open[session] = _Put(asking, session, question, channel.room)
+            if session.requests is None:
+                session.requests = {}
+            session.requests[question.number] = put
+            hub.push(session, message)
+        return asking
+
+    def control(self, channel: Channel, publication: Publication) -> None:
+        """Take a question or an answer of a process."""
+        if publication.event == "$answer":
+            report = msgspec.json.decode(publication.data, type=_Report)
+            gathering = self._open.get(report.number)
+            if gathering is not None:
+                gathering.take(report.asked, report.answers)
+            return
+        question = msgspec.json.decode(publication.data, type=_Question)
+        if question.reply != self._channel:
+            asking = self._ask(channel, question)
+            if asking.asked:
+                self.engine.runtime.spawn(self._report, question, asking)
+
+    async def _report(self, question: _Question, asking: _Asking) -> None:
+        """Tell the process that asks what the members here answer."""
+        asked = asking.asked
+        try:
+            with anyio.move_on_after(question.timeout):
+                while asked or asking.answers or asking.open:
+                    if not asked and not asking.answers:
+                        await asking.news.wait()
+                    asking.news = anyio.Event()
+                    part = _part(asking.answers)
+                    draft = Draft(
+                        event="$answer",
+                        data=msgspec.json.encode(_Report(question.number, asked, part)),
+                        lane=Lane.NONE,
+                    )
+                    asked = 0
+                    await self.engine.runtime.broker.publish(question.reply, draft, _NOTHING_KEPT)
+        except BrokerUnavailable:
+            # Whoever asked counts these members as missing, or not at all.
+            return
+        finally:
+            asking.forget()
+
+
+def _part(answers: list[_Given]) -> list[_Given]:
+    """Take as many answers as one report holds."""
+    size = 0
+    for number, (_, _, data) in enumerate(answers):
+        size += len(bytes(data))
+        if number and size > MAX_REPORT:
+            break
+    else:
+        number = len(answers)
+    part = answers[:number]
+    del answers[:number]
+    return part
