@@ -153,8 +153,6 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     """What others may see of the sender, in canonical form."""
     content: bytes
     """In canonical form."""
-    device_id: str = ""
-    """The device it was sent from."""
     time: int
     read: bool = False
     """Whether the target has read it."""
@@ -171,7 +169,7 @@ class Letters(msgspec.Struct, frozen=True):
 
 class Kept(msgspec.Struct, frozen=True):
     """What an inbox answers: the letter as it is kept. `duplicate` when its id had been kept
-    before, and this is the first one."""
+    before, and this is the first one; if it has been trimmed since, without content, at offset 0."""
 
     letter: Letter
     duplicate: bool = False

@@ -16,12 +16,15 @@ except ImportError as error:  # pragma: no cover
     ) from error
 
 from .app import Realtime
+from .errors import ConfigurationError
 
 
 class RealtimePlugin(InitPlugin):
     """Serve `realtime` under `path` of a Litestar app: `Litestar(plugins=[RealtimePlugin(rt)])`."""
 
     def __init__(self, realtime: Realtime, path: str = "/realtime") -> None:
+        if path.strip("/") == "":
+            raise ConfigurationError(f"path must look like '/realtime', not {path!r}")
         self.realtime = realtime
         self.path = "/" + path.strip("/")
 

@@ -13,7 +13,8 @@ class RealtimeMiddleware:
     """Serve `realtime` under `path`, and everything else by the app.
 
     `app.add_middleware(RealtimeMiddleware, realtime=rt, path="/realtime")` for Starlette, FastAPI.
-    The server starts and stops with the app's lifespan.
+    The server starts and stops with the app's lifespan. With several, whose paths lie inside one
+    another, add the one with the longest path last: the last one is asked first.
     """
 
     def __init__(self, app: ASGIApp, realtime: Realtime, path: str = "/realtime") -> None:

@@ -117,9 +117,7 @@ async def token(request: Request) -> Response:
     except AuthenticationFailed:
         return JSONResponse({"error": "A name has 1 to 40 characters."}, status_code=400)
     events = sorted({*chat.handlers, *realtime.handlers})
-    return JSONResponse(
-        {"token": made, "events": events}, headers={"cache-control": "no-store"}
-    )
+    return JSONResponse({"token": made, "events": events}, headers={"cache-control": "no-store"})
 
 
 app = Starlette(

@@ -3,8 +3,8 @@
     uvicorn examples.mounting.starlette_mount:app
     curl -X POST 'http://127.0.0.1:8000/announce/kitchen?text=Dinner+is+ready'
 
-Clients connect to ws://127.0.0.1:8000/realtime/ws, join `chat/kitchen` and get `announcement`. An app
-with a lifespan of its own enters `realtime.run()` in it: `async with realtime.run(): yield`.
+Clients connect to ws://127.0.0.1:8000/realtime/ws, join `chat/kitchen` and get `announcement`.
+An app with a lifespan of its own enters `realtime.run()` in it: `async with realtime.run(): yield`.
 """
 
 from __future__ import annotations

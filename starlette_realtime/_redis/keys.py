@@ -1,8 +1,8 @@
 """Names of keys and of Redis's own channels, and how a draft is written.
 
-Everything about a channel lies in one partition: its keys and the Redis channel of its announcements
-share a hash tag, so that one script may touch all of them, in a Cluster too. There is a fixed number
-of partitions, spread evenly over the slots.
+Everything about a channel lies in one partition: its keys and the Redis channel that announces it
+share a hash tag, so that one script may touch all of them, in a Cluster too. There is a fixed
+number of partitions, spread evenly over the slots.
 
     <prefix>:{<tag>}:m:<channel>     hash: where the stream stands ("meta")
     <prefix>:{<tag>}:h:<channel>     stream: history lane        :p: presence lane
@@ -90,17 +90,12 @@ class Keys:
         return name.encode("utf-8", "surrogatepass")
 
 
-def frame(channel: str, payload: bytes) -> bytes:
-    """Return an announcement as a partition's Redis channel carries it."""
-    name = channel.encode("utf-8", "surrogatepass")
-    return len(name).to_bytes(4, "big") + name + payload
-
-
 def unframe(data: bytes) -> tuple[str, bytes]:
-    """Return the channel and the payload that `frame` was given.
+    """Return the channel and the payload of an announcement as a partition's Redis channel carries
+    it: the length of the channel's name (4 bytes, big-endian), the name, the payload.
 
     Raises:
-        ValueError: it is not what `frame` returns.
+        ValueError: it is not such a one.
     """
     end = 4 + int.from_bytes(data[:4], "big")
     if len(data) < end:
@@ -123,6 +118,7 @@ def draft_arguments(draft: Draft) -> list[Argument]:
         draft.amends,
         draft.amended,
         draft.time,
+        draft.expects,
     ]
 
 

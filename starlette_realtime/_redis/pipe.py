@@ -69,7 +69,7 @@ async def connect(url: RedisURL, address: Address, *, sentinel: bool = False) ->
     connection = kind(**options)
     try:
         async with asyncio.timeout(url.timeout):
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
     except BaseException:
         await close(connection)
         raise

@@ -15,11 +15,12 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AskError,
     AuthenticationError,
-    AuthorizationError,
     AuthenticationWrongNumberOfArgsError,
+    AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
     MovedError,
@@ -50,8 +51,6 @@ _PASSING = ("LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDO
 
 _WRONG = (AuthenticationError, AuthorizationError, AuthenticationWrongNumberOfArgsError)
 
-Lost_ = Lost
-
 
 class Refused(BrokerUnavailable):
     """The server said no, and will say so again."""
@@ -64,7 +63,8 @@ class NotNow(BrokerUnavailable):
 def pause(failures: int) -> float:
     """Return how long to wait after so many failures in a row: from 20 ms to 1 s, with jitter, so
     that not everybody comes back at once."""
-    return min(1.0, 0.02 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+    longest: float = min(1.0, 0.02 * 2 ** min(failures, 10))
+    return longest * random.uniform(0.5, 1.0)
 
 
 class Node:
@@ -76,14 +76,21 @@ class Node:
         self._server = server
         self._pipes: set[Pipe] = set()
         self._ready = asyncio.Event()
+        self._closed = False
         self._tasks = [
             server.spawn(self._keep(), f"redis {host_and_port(address)}")
             for _ in range(server.url.pool)
         ]
 
     async def pipe(self) -> Pipe:
-        """Return the least busy connection; wait for one if there is none."""
+        """Return the least busy connection; wait for one if there is none.
+
+        Raises:
+            NotNow: this server is no longer in charge.
+        """
         while not self._pipes:
+            if self._closed:
+                raise NotNow(f"{host_and_port(self.address)} is no longer in charge")
             await self._ready.wait()
         if len(self._pipes) == 1:
             (only,) = self._pipes
@@ -105,7 +112,7 @@ class Node:
                     await pipe.run()
                 finally:
                     self._pipes.discard(pipe)
-                    if not self._pipes:
+                    if not self._pipes and not self._closed:
                         self._ready.clear()
             except (RedisError, OSError, BrokerUnavailable) as error:
                 self.error = describe(error)
@@ -113,7 +120,14 @@ class Node:
             await asyncio.sleep(pause(failures))
             failures += 1
 
+    @property
+    def connected(self) -> bool:
+        return bool(self._pipes)
+
     def close(self) -> None:
+        self._closed = True
+        # Those who wait for a connection look elsewhere.
+        self._ready.set()
         for task in self._tasks:
             task.cancel()
 
@@ -151,21 +165,19 @@ class RedisServer:
             raise ConfigurationError(
                 "Redis needs asyncio; on trio there is memory:// alone"
             ) from None
-        if self._opening is None:
-            self._opening = asyncio.Lock()
-        async with self._opening:
-            if not self._users:
-                try:
-                    await self._start()
-                except BaseException:
-                    await self._stop()
-                    raise
-            self._users += 1
+        self._users += 1
         try:
+            if self._opening is None:
+                self._opening = asyncio.Lock()
+            async with self._opening:
+                if not self._where:
+                    await self._start()
             yield
         finally:
             self._users -= 1
             if not self._users:
+                # The next one may come on another event loop.
+                self._opening = None
                 with anyio.CancelScope(shield=True):
                     await self._stop()
 
@@ -183,6 +195,7 @@ class RedisServer:
                 break
             except (RedisError, OSError, BrokerUnavailable) as error:
                 _raise_if_hopeless(self.url, error)
+                self._where = []
                 if loop.time() > end:
                     raise ConfigurationError(
                         f"{self.url} cannot be reached: {describe(error)}"
@@ -192,7 +205,6 @@ class RedisServer:
         self.spawn(self._relocate(), "redis topology")
 
     async def _stop(self) -> None:
-        self._opening = None
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -221,7 +233,7 @@ class RedisServer:
         """
         url = self.url
         addresses = [await self._ask_sentinels()] if url.kind == "sentinel" else list(url.hosts)
-        connection = await connect_to_one(url, addresses)
+        connection = await _connect_to_one(url, addresses)
         try:
             async with asyncio.timeout(url.timeout):
                 server = parse_info(await ask_once(connection, "INFO", "server"))
@@ -244,8 +256,8 @@ class RedisServer:
         policy = memory.get("maxmemory_policy", "noeviction")
         if policy.startswith("allkeys") and memory.get("maxmemory", "0") != "0":
             logger.warning(
-                "%s has maxmemory-policy %s: when memory runs out it forgets who is present and what "
-                "was said; use noeviction or volatile-ttl",
+                "%s has maxmemory-policy %s: when memory runs out it forgets who is present and "
+                "what was said; use noeviction or volatile-ttl",
                 url,
                 policy,
             )
@@ -261,6 +273,11 @@ class RedisServer:
     def where(self, partition: int) -> Address:
         """Return which server has a partition, as far as is known."""
         return self._where[partition]
+
+    @property
+    def all_where(self) -> list[Address]:
+        """The server of each partition."""
+        return self._where
 
     def stale(self) -> None:
         """Say that a server did not answer, or answered that it is not in charge."""
@@ -351,7 +368,7 @@ class RedisServer:
             owners = {}
             others = []
             for first, last, *nodes in ranges:
-                here = [(node[0].decode() or address[0], node[1]) for node in nodes]
+                here = [((node[0] or b"").decode() or address[0], node[1]) for node in nodes]
                 others += here
                 for partition, slot in enumerate(SLOTS):
                     if first <= slot <= last:
@@ -387,7 +404,7 @@ class RedisServer:
 
         Args:
             twice: doing it twice does no harm.
-            replicated: wait until a replica has it too. The command must write, and bear repetition.
+            replicated: wait until a replica has it too. The command must write.
             patience: seconds to go on trying, if not the URL's.
 
         Raises:
@@ -452,8 +469,10 @@ class RedisServer:
             commands.append(("WAIT", 1, int(self.url.timeout * 1000)))
         answers = pipe.ask(*commands)
         if len(answers) > 1:
-            # All of them, so that no error is left unseen.
             await asyncio.wait(answers)
+            for each in answers:
+                # Looked at, so that none counts as an error that nobody saw.
+                each.exception()
         try:
             answer = await answers[int(asking)]
         except NoScriptError:
@@ -477,6 +496,30 @@ class RedisServer:
 
 class _Unknown(Exception):
     """The server has not seen the script."""
+
+
+async def _connect_to_one(url: RedisURL, addresses: list[Address]) -> AbstractConnection:
+    for address in addresses[:-1]:
+        try:
+            return await connect(url, address)
+        except _WRONG:
+            raise
+        except (RedisError, OSError):
+            continue
+    return await connect(url, addresses[-1])
+
+
+def _raise_if_hopeless(url: RedisURL, error: BaseException) -> None:
+    """Raise `ConfigurationError` for what no waiting mends."""
+    text = describe(error)
+    if isinstance(error, _WRONG):
+        raise ConfigurationError(f"{url} refused the user or password: {text}") from None
+    if isinstance(error, NoPermissionError):
+        raise ConfigurationError(f"{url}: the user may not: {text}") from None
+    if isinstance(error, ResponseError) and not text.startswith(_PASSING):
+        raise ConfigurationError(f"{url}: {text}") from None
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        raise ConfigurationError(f"{url} shows a certificate that does not hold: {text}") from None
 
 
 def describe(error: BaseException) -> str:

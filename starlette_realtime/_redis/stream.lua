@@ -91,10 +91,11 @@ end
 local function evict(at, here, lane, excess, oldest)
   local stream = key(at, LANES[lane])
   local step, removed, last, more = 1, 0, nil, true
+  -- Mostly it is one that goes: entries are read by ones, twos, fours … lest many are for nothing.
   while more and removed < BATCH do
     local from = last and ("(" .. text(last) .. "-0") or "-"
-    local entries = redis.call("XRANGE", stream, from, "+", "COUNT", step)
-    more = #entries == step
+    local entries = redis.call("XRANGE", stream, from, "+", "COUNT", math.min(step, 64))
+    more = #entries == math.min(step, 64)
     for _, entry in ipairs(entries) do
       local fields = entry[2]
       if excess <= 0 and tonumber(fields[4]) >= oldest then
@@ -112,7 +113,7 @@ local function evict(at, here, lane, excess, oldest)
         redis.call("HDEL", key(at, "a"), text(last))
       end
     end
-    step = 64
+    step = last and removed > 1 and step * 2 or 1
   end
   if last then
     redis.call("XTRIM", stream, "MINID", text(last + 1) .. "-0")
@@ -150,6 +151,7 @@ local function draft_at(list, first)
     amends = list[first + 4],
     amended = list[first + 5],
     time = tonumber(list[first + 6]),
+    expects = list[first + 7],
   }
 end
 
@@ -161,9 +163,40 @@ local function retention_at(list, first)
   }
 end
 
+-- The payload that a publication has inside of what is kept: after the header of the array comes the
+-- event, a string, and then the payload, binary (msgpack, as msgspec writes it).
+local function data_of(payload)
+  local tag, from = string.byte(payload, 2), nil
+  if tag < 0xd9 then
+    from = 3 + tag - 0xa0
+  elseif tag == 0xd9 then
+    from = 4 + string.byte(payload, 3)
+  elseif tag == 0xda then
+    from = 5 + struct.unpack(">I2", payload, 3)
+  else
+    from = 7 + struct.unpack(">I4", payload, 3)
+  end
+  local width = ({[0xc4] = 1, [0xc5] = 2, [0xc6] = 4})[string.byte(payload, from)]
+  local length = struct.unpack(">I" .. width, payload, from + 1)
+  return string.sub(payload, from + 1 + width, from + width + length)
+end
+
+-- What the history lane keeps under an id since `oldest` (ms): its offset as text, its entry, and
+-- what amends it (false for nothing). Nothing when there is none.
+local function kept_under(at, id, oldest)
+  local offset = id ~= "" and redis.call("HGET", key(at, "x"), id)
+  if offset then
+    local entry = redis.call("XRANGE", key(at, "h"), offset, offset)[1]
+    if entry and tonumber(entry[2][4]) >= oldest then
+      return offset, entry, redis.call("HGET", key(at, "a"), offset)
+    end
+  end
+end
+
 -- One publication. `known`: under which key its result is remembered, and for how many ms; nil for
 -- not at all. `touch`: write something even when it is a duplicate, so that a WAIT that follows on
--- this connection waits for what was published before. Returns {duplicate, offset, epoch, nonce}.
+-- this connection waits for what was published before. Returns {outcome, offset, epoch, nonce}:
+-- outcome 0 for done, 1 for a duplicate, 2 for a conflict, which changes nothing.
 local function publish(at, draft, retention, announcements, chance, known, lifetime, touch)
   if known then
     local seen = redis.call("GET", known)
@@ -173,6 +206,13 @@ local function publish(at, draft, retention, announcements, chance, known, lifet
       end
       local offset, epoch, nonce = string.match(seen, "^(%d+):([^:]*):([^:]*)$")
       return {1, tonumber(offset), epoch, nonce}
+    end
+  end
+  if draft.expects ~= "" then
+    local _, entry, amended = kept_under(at, draft.amends, now() - retention.age)
+    if not entry or (amended or data_of(entry[2][2])) ~= draft.expects then
+      local here = stand(at, chance, true)
+      return {2, here.offset, here.epoch, here.nonce}
     end
   end
   local kept = LANES[draft.lane]
@@ -220,13 +260,10 @@ local function publish(at, draft, retention, announcements, chance, known, lifet
     })
   end
   if draft.amends ~= "" then
-    local target = redis.call("HGET", key(at, "x"), draft.amends)
-    local left = target and redis.call("PTTL", key(at, "h")) or -2
-    if target and left ~= -2 and #redis.call("XRANGE", key(at, "h"), target, target) == 1 then
+    local target = kept_under(at, draft.amends, now() - retention.age)
+    if target then
       redis.call("HSET", key(at, "a"), target, draft.amended)
-      if left > 0 then
-        redis.call("PEXPIRE", key(at, "a"), left)
-      end
+      redis.call("PEXPIRE", key(at, "a"), redis.call("PTTL", key(at, "h")))
     end
   end
   announce(at, announcements, draft.payload)

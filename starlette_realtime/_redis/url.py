@@ -92,12 +92,12 @@ class RedisURL:
         service = ""
         if kind == "sentinel":
             if not segments:
-                raise ConfigurationError(f"{scheme}: the name of the service is missing: …/mymaster")
+                raise ConfigurationError(f"{scheme}: the name of the service is missing: …/name")
             service = segments.pop(0)
         db = 0
         if segments:
             if kind == "cluster":
-                raise ConfigurationError(f"{scheme}: a cluster has no databases: leave out the path")
+                raise ConfigurationError(f"{scheme}: a cluster has no databases, so no path")
             db = _database(scheme, segments)
         hosts = _hosts(scheme, netloc, SENTINEL_PORT if kind == "sentinel" else PORT)
         if not kind and len(hosts) > 1:
@@ -178,7 +178,7 @@ def _with_options(scheme: str, query: str, url: RedisURL) -> RedisURL:
     if tls.get("ssl_check_hostname", "true") not in ("true", "false"):
         raise ConfigurationError(f"{scheme}: ssl_check_hostname is 'true' or 'false'")
     kept = {name: getattr(url, name) for name in RedisURL.__slots__}
-    return RedisURL(**{**kept, **known, "tls_options": tls})  # type: ignore[arg-type]
+    return RedisURL(**{**kept, **known, "tls_options": tls})
 
 
 def _number(scheme: str, name: str, value: str, low: float, high: float) -> float:

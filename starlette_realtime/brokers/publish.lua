@@ -2,13 +2,13 @@
 -- too much, amends, announces and remembers the result. One step: all of it happens, or nothing.
 --
 -- KEYS[1]   meta key
--- KEYS[2]   key under which the result is remembered; "" is not a key, so it may be missing
--- ARGV      1-7 draft, 8-10 retention, 11 announcements, 12 random digits,
---           13 how long the result is remembered (ms), 14 "1": write even when it is a duplicate
--- Returns   {duplicate (0 or 1), offset, epoch, nonce}
+-- KEYS[2]   key under which the result is remembered, if it is to be
+-- ARGV      1-8 draft, 9-11 retention, 12 announcements, 13 random digits,
+--           14 how long the result is remembered (ms), 15 "1": write even when it is a duplicate
+-- Returns   {0 done, 1 duplicate, 2 conflict; offset, epoch, nonce}
 -- Work      a fixed number of commands, and at most BATCH entries taken out
 
 return publish(
-  place(KEYS[1]), draft_at(ARGV, 1), retention_at(ARGV, 8), ARGV[11],
-  {seed = ARGV[12], count = 0}, KEYS[2], ARGV[13], ARGV[14] == "1"
+  place(KEYS[1]), draft_at(ARGV, 1), retention_at(ARGV, 9), ARGV[12],
+  {seed = ARGV[13], count = 0}, KEYS[2], ARGV[14], ARGV[15] == "1"
 )

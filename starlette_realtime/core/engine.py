@@ -24,6 +24,7 @@ from ..errors import (
     ClientError,
     CloseCode,
     CloseConnection,
+    Disconnected,
     InternalError,
     InvalidMessage,
     LimitExceeded,
@@ -37,7 +38,8 @@ from ..errors import (
 from ..events import Command, Draft, Lane, Page, Position, Publication, Published, Retention
 from ..presence.base import PresenceStore
 from ..protocols import payload
-from .handlers import Call
+from .gather import Gatherer
+from .handlers import Call, Function
 from .hub import Hub
 from .limiter import SharedBucket
 from .lobby import Lobby
@@ -125,6 +127,7 @@ class Engine:
         self._retention: dict[RoomType, Retention] = {}
         self.rooms = Membership(self)
         self.lobby = Lobby(self)
+        self.gatherer = Gatherer(self)
         runtime.engines[self.ns] = self
 
     # Names of channels
@@ -163,6 +166,9 @@ class Engine:
             self.refuse(session, Unavailable(), command.id)
         except CloseConnection:
             raise
+        except Disconnected as error:
+            logger.info("the handler of %r gave up: %s", command.type, error)
+            self.refuse(session, Unavailable(), command.id)
         except Exception as error:
             logger.exception("the handler of %r raised", command.type)
             self.refuse(session, InternalError(), command.id)
@@ -269,7 +275,7 @@ class Engine:
         return name
 
     async def _event(self, session: Session, command: Command) -> None:
-        handler = self.namespace.handlers.get(command.type)
+        handler: Function | None = self.namespace.handlers.get(command.type)
         in_room = command.type in self._room_events
         # Where both have a handler, the message says whether it means a room.
         if handler is not None and (self._room_of(command) if in_room else command.room) is None:
@@ -287,16 +293,29 @@ class Engine:
             scope = f"{session.user_id or session.id}/{command.message_id}"
             token = _resend.set(_Resend(scope, command.message_id))
         try:
-            with anyio.move_on_after(self.options.handler_timeout):
-                async with self.runtime.handlers:
+            await self._take_turn()
+            try:
+                with anyio.move_on_after(self.options.handler_timeout):
                     result = await handler(call)
-                self._ack(session, command, result)
-                return
+                    self._ack(session, command, result)
+                    return
+            finally:
+                self.runtime.handlers.release()
             logger.warning("the handler of %r was cancelled: too slow", command.type)
             raise TimedOut
         finally:
             if token is not None:
                 _resend.reset(token)
+
+    async def _take_turn(self) -> None:
+        """Wait until one more handler may be at work."""
+        try:
+            self.runtime.handlers.acquire_nowait()
+        except anyio.WouldBlock:
+            with anyio.move_on_after(self.options.handler_timeout) as waiting:
+                await self.runtime.handlers.acquire()
+            if waiting.cancelled_caught:
+                raise Unavailable from None
 
     async def rejoin(self, session: Session, rooms: Mapping[str, Position | None]) -> None:
         """Let a client that comes back join its rooms in the same step."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from ..errors import BrokerUnavailable
+from ..errors import BrokerUnavailable, ClientError
 from ..events import Draft, Lane, Publication, Retention
 from ..protocols import payload
 from .hub import Channel
@@ -51,7 +51,7 @@ class Gathered(msgspec.Struct, frozen=True):
     """What the members of a room answered in time.
 
     Attributes:
-        answers: one for each member that answered, in the order in which they came.
+        answers: one for each member that answered, in no particular order.
         asked: how many members were asked.
     """
 
@@ -90,19 +90,23 @@ class _Report(msgspec.Struct, frozen=True):
 class _Asking:
     """A question put to the members on this process."""
 
-    __slots__ = ("answers", "asked", "news", "number", "open")
+    __slots__ = ("answers", "asked", "left_out", "named", "news", "number", "open")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.open: dict[Session, _Put] = {}
         self.asked = 0
+        self.left_out = False
         self.answers: list[_Given] = []
+        # Answers of members with a user: those are the ones that presence counts.
+        self.named = 0
         self.news = anyio.Event()
 
     def settled(self, put: _Put, answer: bytes | None) -> None:
         self.open.pop(put.session, None)
         if answer is not None:
             session = put.session
+            self.named += session.user_id is not None
             self.answers.append((session.id, session.user_id, msgspec.Raw(answer)))
         self.news.set()
 
@@ -134,11 +138,12 @@ class _Put(Asked):
 class _Gathering:
     """A question that was put to all processes by this one."""
 
-    __slots__ = ("answers", "asked", "news", "size")
+    __slots__ = ("answers", "asked", "named", "news", "size")
 
     def __init__(self) -> None:
         self.asked = 0
         self.answers: list[Answer] = []
+        self.named = 0
         self.size = 0
         self.news = anyio.Event()
 
@@ -146,8 +151,15 @@ class _Gathering:
         self.asked += asked
         for session_id, user_id, data in answers:
             self.size += len(bytes(data))
-            if self.size <= MAX_GATHERED:
-                self.answers.append(Answer(session_id, user_id, payload.load(bytes(data))))
+            if self.size > MAX_GATHERED:
+                continue
+            try:
+                answer = payload.load(bytes(data))
+            except ClientError:
+                # Not a payload at all: as good as no answer.
+                continue
+            self.named += user_id is not None
+            self.answers.append(Answer(session_id, user_id, answer))
         self.news.set()
 
 
@@ -188,7 +200,7 @@ class Gatherer:
         await self.engine.runtime.broker.publish(
             self.engine.room_channel(room.name), draft, _NOTHING_KEPT
         )
-        expected = (await room.counts()).sessions - bool(question.exclude)
+        expected = (await room.counts()).sessions - asking.left_out
         settled = anyio.current_time() + SETTLE
         for session, put in list(asking.open.items()):
             if session.connection.waits_here:
@@ -196,9 +208,9 @@ class Gatherer:
                 await session.connection.wait(put.answered)
         while True:
             gathering.news = asking.news = anyio.Event()
-            answered = len(asking.answers) + len(gathering.answers)
-            if answered >= gathering.asked:
-                if answered >= expected > 0 or anyio.current_time() >= settled:
+            if len(asking.answers) + len(gathering.answers) >= gathering.asked:
+                named = asking.named + gathering.named
+                if named >= expected > 0 or anyio.current_time() >= settled:
                     return
                 with anyio.move_on_after(settled - anyio.current_time()):
                     await gathering.news.wait()
@@ -219,7 +231,10 @@ class Gatherer:
         hub = self.engine.hub
         encoded: dict[Wire, bytes] = {}
         for session in channel.receivers():
-            if not isinstance(session, Session) or session.id == question.exclude:
+            if not isinstance(session, Session):
+                continue
+            if session.id == question.exclude:
+                asking.left_out = session.user_id is not None
                 continue
             if asking.asked == MAX_ASKED:
                 break

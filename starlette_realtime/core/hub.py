@@ -354,9 +354,13 @@ class Hub:
                 self.writes += len(group) - len(rest) - len(done)
             else:
                 rest = [outbox for outbox in group if outbox not in done]
+            alone = chunks[0] if len(chunks) == 1 else None
             for outbox in rest:
                 if outbox.congested:
                     self._write_slowly(outbox, messages, run)
+                elif alone is not None:
+                    self.writes += 1
+                    outbox.push(alone)
                 else:
                     self._write(outbox, chunks)
         # Those that are left are not members.

@@ -284,10 +284,13 @@ class Lobby:
 
     def control(self, channel: Channel, publication: Publication) -> None:
         """Take a message of another process, or this one, to the servers."""
-        handler = self.namespace.signals.get(publication.event)
-        if handler is not None:
+        handlers = self.namespace.signals.get(publication.event)
+        if handlers is not None or publication.event in ("$ask", "$answer"):
             try:
-                handler(Signal(self.engine, channel, publication))
+                if handlers is None:
+                    self.engine.gatherer.control(channel, publication)
+                for handler in handlers or ():
+                    handler(Signal(self.engine, channel, publication))
             except Exception:
                 logger.exception("the handler of %r raised", publication.event)
             return

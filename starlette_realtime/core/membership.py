@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -271,7 +271,7 @@ class Membership:
                 continue
             publications, position = merged
             if missed is not None:
-                events = self._encoded(read, missed, publications, channel, session, wire)
+                events = self._encoded(read, missed, publications, member, wire)
                 return Joined(room, members, b"[]", position, True, count), events, position
             recent: bytes = read.once(
                 "recent", lambda found: self.recent_json(member.room_type, found)
@@ -288,13 +288,14 @@ class Membership:
         read: Read,
         missed: list[Publication],
         publications: list[Publication],
-        channel: Channel,
-        session: Session,
+        member: Member,
         wire: Wire,
     ) -> list[bytes]:
         """Encode what a member missed; what was read is encoded once for all who share it."""
+        channel, session = member.channel, member.session
+        view = member.room_type.missed or list
         everything: list[bytes] = read.once(
-            wire, lambda found: [wire.event(self.ns, channel.room, p) for p in found]
+            wire, lambda found: [wire.event(self.ns, channel.room, p) for p in view(found)]
         )
         shared = everything[len(everything) - len(missed) :]
         if any(p.exclude == session.id for p in missed):
@@ -359,6 +360,8 @@ class Membership:
         member = session.memberships.pop(name, None)
         if member is None:
             raise NotInRoom
+        # What was published while it was a member is still for it.
+        self.hub.flush()
         with anyio.CancelScope(shield=True):
             await self.depart(member)
 
@@ -421,16 +424,41 @@ class Membership:
             except Exception:
                 logger.exception("a hook of %r raised", member.room_type.pattern)
 
-    async def tell_reset(self, channel: Channel) -> None:
-        """Tell the members of a channel that something is lost, and what is there now."""
+    async def tell_reset(self, channel: Channel, position: Position) -> bool:
+        """Tell the members of a channel that something is lost, and what is there now, and let the
+        channel go on from there: without members, from `position`. Return False when what has been
+        announced meanwhile does not follow: then read again."""
+        before = channel.position
+        members: list[msgspec.Raw] = []
+        count, recent = 0, b"[]"
+        found = next(self._in(channel), None)
+        if found is not None:
+            members, count = await self._members(found)
+            read = await self.runtime.recent(channel.name, self._recent_limit(found))
+            recent = self.recent_json(found.room_type, read.publications)
+            position = read.position
+        merged = merge([], position, channel.healing or [])
+        if isinstance(merged, Gap) or channel.position != before:
+            if channel.healing is not None:
+                channel.healing = []
+            return False
+        # No step of the event loop from here on, so that what is lost stands before what is new.
+        self.hub.reset(channel, position)
+        for member in self._in(channel):
+            joined = Joined(member.room.name, members, recent, position, False, count)
+            outbox = member.session.outbox
+            self.hub.push(member.session, outbox.wire.joined(self.ns, joined, None))
+        for publication in merged[0]:
+            self.hub.received(channel.name, publication)
+        return True
+
+    def _in(self, channel: Channel) -> Iterator[Member]:
+        """The members of a room's channel that are live."""
         for receiver in channel.receivers():
-            if not isinstance(receiver, Session) or channel.room is None:
-                continue
-            member = receiver.memberships.get(channel.room)
-            if member is None:
-                continue
-            members, count = await self._members(member)
-            read = await self.runtime.recent(channel.name, self._recent_limit(member))
-            recent = self.recent_json(member.room_type, read.publications)
-            joined = Joined(member.room.name, members, recent, read.position, False, count)
-            self.hub.push(receiver, receiver.outbox.wire.joined(self.ns, joined, None))
+            member = (
+                receiver.memberships.get(channel.room or "")
+                if isinstance(receiver, Session)
+                else None
+            )
+            if member is not None:
+                yield member

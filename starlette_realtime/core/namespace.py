@@ -117,7 +117,7 @@ class Namespace:
         self.handlers: dict[str, Handler] = {}
         self.event_middleware: list[Middleware] = []
         self.connection_middleware: list[Middleware] = []
-        self.signals: dict[str, Callable[[Signal], None]] = {}
+        self.signals: dict[str, list[Callable[[Signal], None]]] = {}
         self._observers: dict[str, list[Callable[[Happening], Any]]] = {}
         self._online: Online | None = None
 
@@ -157,12 +157,13 @@ class Namespace:
         return self._online
 
     def signal(self, name: str) -> Callable[[F], F]:
-        """Register what is called, without waiting, with each `Signal` of this name ("$moved")."""
-        if name[:1] != "$" or name in self.signals:
-            raise ConfigurationError(f"{name!r} cannot be the name of a signal, or is one already")
+        """Register what is called, without waiting, with each `Signal` of this name ("$moved").
+        `$interrupted` says that some may have been missed on a channel."""
+        if name[:1] != "$":
+            raise ConfigurationError(f"{name!r}: names of signals start with $")
 
         def register(function: F) -> F:
-            self.signals[name] = function
+            self.signals.setdefault(name, []).append(function)
             return function
 
         return register

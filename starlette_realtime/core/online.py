@@ -136,7 +136,7 @@ class Online:
             signal.engine.runtime.spawn(self._apply, signal, key)
 
     async def _apply(self, signal: Signal, key: tuple[str, str]) -> None:
-        """Make the changes of one user here, one after the other; of several that wait, the last."""
+        """Make one user's changes here, one after the other; of those that wait, the last."""
         try:
             while (change := self._waiting[key]) is not None:
                 self._waiting[key] = None

@@ -86,7 +86,7 @@ class Options:
                 raise ConfigurationError(f"{name} must not be negative")
         for name in ("message", "user", "room", "join", "abuse"):
             if getattr(self, f"{name}_rate") and getattr(self, f"{name}_burst") < 1:
-                raise ConfigurationError(f"{name}_burst must be at least 1: it lets nothing through")
+                raise ConfigurationError(f"{name}_burst must be at least 1")
         for name in ("auth_timeout", "handler_timeout", "ack_timeout", "presence_ttl"):
             if not getattr(self, name):
                 raise ConfigurationError(f"{name} must be above 0")

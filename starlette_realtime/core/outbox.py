@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,12 +65,13 @@ class Joined(msgspec.Struct, frozen=True):
     count: int = 0
 
 
-class _Waiting:
-    __slots__ = ("chunk", "key", "volatile")
+class _Keyed:
+    """A chunk in the queue that a later one with the same key replaces."""
 
-    def __init__(self, chunk: Chunk, volatile: bool, key: str) -> None:
+    __slots__ = ("chunk", "key")
+
+    def __init__(self, chunk: Chunk, key: str) -> None:
         self.chunk = chunk
-        self.volatile = volatile
         self.key = key
 
 
@@ -129,8 +129,8 @@ class Outbox:
         self.dropped = 0
         self._wake = wake
         self._overflow = overflow
-        self._queue: deque[_Waiting] | None = None
-        self._keys: dict[str, _Waiting] | None = None
+        self._queue: list[Chunk | _Keyed] = []
+        self._keys: dict[str, _Keyed] | None = None
 
     def push(self, chunk: Chunk, volatile: bool = False, key: str = "") -> None:
         """Send `chunk`, or keep it until the socket takes it."""
@@ -140,28 +140,35 @@ class Outbox:
             return
         if self.closed:
             return
-        if self.congested:
-            if volatile:
-                self.dropped += 1
+        if self.congested and volatile:
+            self.dropped += 1
+            return
+        self._queue.append(self._keyed(chunk, key) if key else chunk)
+        self.size = size = self.size + len(chunk)
+        if size > self.soft:
+            self.congested = True
+            if size > self.limit:
+                self.close()
+                self._overflow()
                 return
-            if key and self._keys and (older := self._keys.get(key)) is not None:
-                # The newer one takes the place at the end: before later offsets it would make
-                # the client take these for duplicates.
-                self.size -= len(older.chunk)
-                older.chunk = b""
-                self.dropped += 1
-        waiting = _Waiting(chunk, volatile, key)
-        if self._queue is None:
-            self._queue = deque()
-        self._queue.append(waiting)
-        if key:
-            if self._keys is None:
-                self._keys = {}
-            self._keys[key] = waiting
-        self.size += len(chunk)
-        self._check()
         if self._wake is not None:
             self._wake()
+
+    def _keyed(self, chunk: Chunk, key: str) -> _Keyed:
+        """Return `chunk` as the queue holds it, in place of an older one with its key.
+
+        The newer one stands at the end: in the older one's place it would come before lower
+        offsets, which the client would then take for duplicates.
+        """
+        if self._keys is None:
+            self._keys = {}
+        older = self._keys.get(key)
+        if older is not None and self.congested:
+            self.size -= len(older.chunk)
+            older.chunk = b""
+            self.dropped += 1
+        keyed = self._keys[key] = _Keyed(chunk, key)
+        return keyed
 
     def stall(self) -> None:
         """The socket takes no more: keep what comes until `resume`."""
@@ -174,35 +181,37 @@ class Outbox:
             for group in self.groups:
                 group.leave_fast(self)
 
-    def _check(self) -> None:
-        self.congested = self.size > self.soft
-        if self.size > self.limit and not self.closed:
-            self.close()
-            self._overflow()
-
     def take(self) -> list[Chunk]:
         """Return all that waits, oldest first, and keep it no longer."""
-        if not self._queue:
+        queue = self._queue
+        if not queue:
             return []
-        chunks = [waiting.chunk for waiting in self._queue if waiting.chunk]
-        self._queue = self._keys = None
+        self._queue = []
         self.size = 0
         self.congested = False
-        return chunks
+        if self._keys is None:
+            return queue  # type: ignore[return-value]
+        self._keys = None
+        chunks = [entry.chunk if isinstance(entry, _Keyed) else entry for entry in queue]
+        return [chunk for chunk in chunks if chunk]
 
     def resume(self) -> None:
         """The socket takes more: write what waits, as far as it goes."""
-        if self.closed or self.write is None:
-            return
         write = self.write
-        while self._queue:
-            waiting = self._queue.popleft()
-            self.size -= len(waiting.chunk)
-            if self._keys is not None and self._keys.get(waiting.key) is waiting:
-                del self._keys[waiting.key]
-            if waiting.chunk and not write(waiting.chunk):
+        if self.closed or write is None:
+            return
+        queue = self._queue
+        for number, entry in enumerate(queue):
+            chunk = entry
+            if isinstance(chunk, _Keyed):
+                if self._keys is not None and self._keys.get(chunk.key) is chunk:
+                    del self._keys[chunk.key]
+                chunk = chunk.chunk
+            self.size -= len(chunk)
+            if chunk and not write(chunk):
+                self._queue = queue[number + 1 :]
                 return
-        self._queue = self._keys = None
+        self._queue = []
         self.congested = False
         if self.direct is None:
             self.direct = write
@@ -213,5 +222,6 @@ class Outbox:
         """Take nothing more and forget what waits."""
         self.closed = True
         self._stop()
-        self._queue = self._keys = None
+        self._queue = []
+        self._keys = None
         self.size = 0

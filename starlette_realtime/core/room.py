@@ -13,6 +13,7 @@ from .timers import Timer
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .gather import Gathered
     from .router import RoomType
 
 
@@ -69,7 +70,8 @@ class Room:
         """
         expects = b""
         if isinstance(amends, Publication):
-            amends, expects = amends.id, amends.data
+            expects = amends.data
+            amends = amends.id
         lane = Lane.PRESENCE if aside else Lane.HISTORY
         draft = Draft(
             event=event,
@@ -84,6 +86,28 @@ class Room:
             expects=expects,
         )
         return await self._engine.publish(self, draft)
+
+    async def gather(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        timeout: float | None = None,
+        exclude: Member | Session | None = None,
+    ) -> Gathered:
+        """Send an event that wants an answer to every member, on every process, and return what
+        they answer within `timeout` seconds (default: the option `ack_timeout`).
+
+        Returns earlier when all have answered. It never raises for those who do not: they are
+        `missing`.
+
+        Raises:
+            BrokerUnavailable: the backend did not answer.
+        """
+        seconds = self._engine.options.ack_timeout if timeout is None else timeout
+        return await self._engine.gatherer.gather(
+            self, event, payload.dump(data), seconds, _session_id(exclude)
+        )
 
     async def history(
         self, *, before: int | None = None, after: int | None = None, limit: int = 50

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 Recent = Callable[[Sequence[Publication]], list[Any]]
+Missed = Callable[[Sequence[Publication]], Sequence[Publication]]
 
 RESERVED = frozenset(
     [
@@ -99,6 +100,7 @@ class RoomType:
         self.joiners: list[Handler] = []
         self.leavers: list[Handler] = []
         self.recent: Recent | None = None
+        self.missed: Missed | None = None
         self._followers: dict[str, list[Handler]] = {}
         for feature in features:
             feature.install(self)
@@ -177,6 +179,13 @@ class RoomType:
         if self.recent is not None:
             raise ConfigurationError(f"{self.pattern!r} has a view of its history already")
         self.recent = view
+
+    def view_missed(self, view: Missed) -> None:
+        """Let a client that recovers get what `view` makes of all that it missed: as many
+        publications, each in its place."""
+        if self.missed is not None:
+            raise ConfigurationError(f"{self.pattern!r} has a view of what was missed already")
+        self.missed = view
 
     def __call__(self, cls: type) -> type:
         """Register the methods of a handler class; one instance serves all rooms of this kind."""

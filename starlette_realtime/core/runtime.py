@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from operator import attrgetter
@@ -70,6 +71,8 @@ class Runtime:
         self._proxies = networks(options.trusted_proxies)
         self._subscribing: dict[str, anyio.Event] = {}
         self._empty = anyio.Event()
+        self._to_start: deque[tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]] = deque()
+        self._start_wake = anyio.Event()
         self.gaps_healed = 0
         self.gaps_lost = 0
 
@@ -175,33 +178,44 @@ class Runtime:
     # Holes
 
     def _heal(self, channel: Channel) -> None:
-        self.tasks.start_soon(self._heal_until_whole, channel)
+        self.spawn(self._heal_until_whole, channel)
 
     async def _heal_until_whole(self, channel: Channel) -> None:
         delay = 0.05
         while channel.healing is not None and not channel.idle:
             position = channel.position
             if self.history is None or position is None:
-                channel.healing = None
-                return
+                break
             try:
-                recovery = await self.history.recover(
-                    channel.name, position, self.options.recover_limit
-                )
+                if await self._close_hole(self.history, channel, position):
+                    return
             except BrokerUnavailable:
-                await anyio.sleep(delay)
                 delay = min(delay * 2, 5.0)
-                continue
-            if not recovery.recovered:
-                self.gaps_lost += 1
-                self.hub.reset(channel, recovery.position)
-                await self.engines[channel.ns].rooms.tell_reset(channel)
-                return
-            if self.hub.healed(channel, recovery.publications, recovery.position):
-                self.gaps_healed += 1
-                return
+            except Exception:
+                logger.exception("closing a hole in %s failed", channel.name)
+                delay = min(delay * 2, 5.0)
             await anyio.sleep(delay)
         channel.healing = None
+
+    async def _close_hole(
+        self, history: HistoryBroker, channel: Channel, position: Position
+    ) -> bool:
+        """Deliver what is missing after `position`, or tell the members that it is lost; return
+        False when it must be tried again."""
+        recovery = await history.recover(channel.name, position, self.options.recover_limit)
+        if channel.position != position:
+            # Everyone had left meanwhile, and with the next one it began anew.
+            return False
+        if not recovery.recovered:
+            rooms = self.engines[channel.ns].rooms
+            if not await rooms.tell_reset(channel, recovery.position):
+                return False
+            self.gaps_lost += 1
+        elif not self.hub.healed(channel, recovery.publications, recovery.position):
+            return False
+        else:
+            self.gaps_healed += 1
+        return True
 
     # Reading for many at once
 
@@ -243,8 +257,17 @@ class Runtime:
 
     def spawn(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """Run an async function beside what is going on, until it ends or the server does. What it
-        raises is logged."""
-        self.tasks.start_soon(self._guarded, call, *arguments)
+        raises is logged. May be called where no task runs: from a callback of the event loop."""
+        self._to_start.append((call, arguments))
+        self._start_wake.set()
+
+    async def _start(self) -> None:
+        while True:
+            await self._start_wake.wait()
+            self._start_wake = anyio.Event()
+            while self._to_start:
+                call, arguments = self._to_start.popleft()
+                self.tasks.start_soon(self._guarded, call, *arguments)
 
     def later(self, delay: float, call: Callable[..., Awaitable[Any]], *arguments: Any) -> Timer:
         """`spawn` after `delay` seconds, unless the timer is cancelled before."""
@@ -411,6 +434,7 @@ async def running(options: Options, stores: Stores) -> AsyncIterator[Runtime]:
         except BrokerUnavailable as error:
             raise ConfigurationError(f"the backend cannot be reached: {error}") from error
         tasks = runtime.tasks = await stack.enter_async_context(anyio.create_task_group())
+        tasks.start_soon(runtime._start)
         tasks.start_soon(runtime.timers.run)
         tasks.start_soon(runtime._beat)
         tasks.start_soon(runtime._sweep)

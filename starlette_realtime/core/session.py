@@ -80,6 +80,11 @@ class Connection(ABC):
         the caller itself reads on meanwhile."""
 
     @property
+    def waits_here(self) -> bool:
+        """Whether the caller is this connection's reader, so that only `wait` can wait for it."""
+        return False
+
+    @property
     @abstractmethod
     def busy(self) -> bool:
         """Whether a handler is at work for this connection, so that silence means nothing."""
@@ -181,10 +186,19 @@ class Session:
 
     async def send(self, event: str, data: Any = None, *, room: str | None = None) -> None:
         """Send an event to this client alone. Not kept: if the connection is lost, so is it."""
+        self.push(event, data, room=room)
+
+    def push(self, event: str, data: Any = None, *, room: str | None = None) -> None:
+        """`send`, where nothing may be awaited."""
         message = self.outbox.wire.event(
             self.namespace, room, self.engine.ephemeral(event, payload.dump(data))
         )
         self.engine.hub.push(self, message)
+
+    @property
+    def message_id(self) -> str:
+        """The `messageId` of the message that is being handled; empty when it has none."""
+        return self.engine.message_id()
 
     def stable_id(self, scope: str, chosen: str) -> str:
         """Return an id made from one that the client chose: the same for the same user, scope and
@@ -207,7 +221,11 @@ class Session:
             self.listening = set()
         self.listening.add(channel)
         found = self.engine.hub.channel(channel, self.namespace, None)
-        await self.engine.runtime.subscribe(found)
+        try:
+            await self.engine.runtime.subscribe(found)
+        except BaseException:
+            self.unlisten(channel)
+            raise
         if channel in self.listening and not self.connection.gone:
             self.engine.hub.go_live(found, self, None)
         else:
@@ -347,7 +365,7 @@ class Member:
     @property
     def message_id(self) -> str:
         """The `messageId` of the message that is being handled; empty when it has none."""
-        return self.session.engine.message_id()
+        return self.session.message_id
 
     def stable_id(self, chosen: str) -> str:
         """Return an id made from one that the client chose: the same for the same user, room and

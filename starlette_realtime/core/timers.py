@@ -46,15 +46,18 @@ class Timers:
         self._heap: list[Timer] = []
         self._nearer = anyio.Event()
         self._next = math.inf
+        self._compact_at = 1000
 
     def call_later(self, delay: float, call: Callable[[], object]) -> Timer:
         timer = Timer(self._clock() + delay, call)
         heappush(self._heap, timer)
         if timer.when < self._next:
             self._nearer.set()
-        if len(self._heap) > 10_000 and sum(t.cancelled for t in self._heap) * 2 > len(self._heap):
-            self._heap = [t for t in self._heap if not t.cancelled]
+        if len(self._heap) > self._compact_at:
+            # Cancelled timers stay in the heap until their time; never more of them than others.
+            self._heap = [waiting for waiting in self._heap if not waiting.cancelled]
             heapify(self._heap)
+            self._compact_at = 2 * len(self._heap) + 1000
         return timer
 
     async def run(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -24,6 +24,60 @@ def soon() -> Soon:
         import trio
 
         return trio.lowlevel.current_trio_token().run_sync_soon
+
+
+class Bell(Protocol):
+    """Wakes one task, any number of times. Rung while nobody waits, it wakes the next one to."""
+
+    def ring(self) -> None: ...
+    async def wait(self) -> None: ...
+
+
+def bell() -> Bell:
+    """Return a bell for the running loop. An event would do; this costs a fraction of one."""
+    try:
+        return _FutureBell(asyncio.get_running_loop())
+    except RuntimeError:
+        return _EventBell()
+
+
+class _FutureBell:
+    __slots__ = ("_loop", "_rung", "_waiter")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._rung = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        waiter = self._waiter
+        if waiter is None:
+            self._rung = True
+        elif not waiter.done():
+            waiter.set_result(None)
+
+    async def wait(self) -> None:
+        if not self._rung:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._rung = False
+
+
+class _EventBell:
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event = anyio.Event()
 
 
 class _Batch(Generic[Request, Answer]):

@@ -32,7 +32,8 @@ class InboxStore(ABC):
     ) -> Kept:
         """Keep `letter` in its owner's stream: look its id up, give the next offset, trim.
 
-        Of an id that is kept already, or was within the last ten minutes, nothing changes. Trimmed
+        Of an id that is kept already, or was within the last ten minutes, nothing changes; of what
+        was trimmed since, the answer has only id, people and time, and the offset 0. Trimmed
         are, oldest first: what is older than `age` seconds; what one conversation has above
         `per_peer` letters, so that no single sender pushes the others' letters out; what the stream
         has above `size`. The letter's own `offset` and `read` are ignored.

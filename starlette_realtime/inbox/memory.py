@@ -53,7 +53,8 @@ class _Stream:
         until = arrived + IDEMPOTENCY_SECONDS
         if until > now:
             # Its text has no use any more: the sender is told the id and the time.
-            self.gone[letter.id] = (msgspec.structs.replace(letter, content=b"null"), until)
+            trimmed = msgspec.structs.replace(letter, content=b"null", offset=0)
+            self.gone[letter.id] = (trimmed, until)
 
     def expire(self, now: float) -> None:
         while self.arrived:

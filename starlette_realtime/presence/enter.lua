@@ -2,8 +2,8 @@
 --
 -- KEYS[1]   meta key
 -- ARGV      1 session, 2 user, 3 info, 4 status, 5 time to live (ms), 6 announcements,
---           7 random digits, 8-10 retention, 11 "1" if there is an arrival, 12-18 arrival,
---           19 "1" if there is a departure, 20-26 departure
+--           7 random digits, 8-10 retention, 11 "1" if there is an arrival, 12-19 arrival,
+--           20 "1" if there is a departure, 21-28 departure
 -- Returns   1 if it was the user's first lease here, else 0
 -- Work      in proportion to the user's sessions here
 
@@ -26,9 +26,9 @@ else
   without(list, session)
 end
 list[#list + 1] = session
-if ARGV[19] == "1" then
+if ARGV[20] == "1" then
   local departure = {}
-  for index = 20, 26 do
+  for index = 21, 28 do
     departure[#departure + 1] = ARGV[index]
   end
   for index = 8, 10 do

@@ -40,7 +40,7 @@ local function finish(at, session, user, announcements, chance)
   if last and list[1] ~= "" then
     local departure = cmsgpack.unpack(list[1])
     local draft = draft_at(departure, 1)
-    publish(at, draft, retention_at(departure, 8), announcements, chance)
+    publish(at, draft, retention_at(departure, 9), announcements, chance)
   end
   redis.call("HDEL", key(at, "d"), session)
   redis.call("ZREM", key(at, "l"), session)

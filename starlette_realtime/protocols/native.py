@@ -77,7 +77,7 @@ def _decode_one(raw: bytes) -> Command | Refused:
     if out_of_range(raw):
         return Refused(InvalidMessage("Invalid message format: number out of range"), id)
     for name in (command.type, command.room, command.ns):
-        if name is not None and (not 0 < len(name) <= MAX_NAME or _CONTROL.search(name)):
+        if name is not None and not _is_name(name):
             return Refused(InvalidMessage("Invalid message format: bad name"), id)
     if len(command.message_id) > MAX_MESSAGE_ID:
         return Refused(InvalidMessage("Invalid message format: messageId too long"), id)
@@ -87,6 +87,11 @@ def _decode_one(raw: bytes) -> Command | Refused:
         data = msgspec.Raw(msgspec.json.format(command.data, indent=-1))
         return msgspec.structs.replace(command, data=data)
     return command
+
+
+@lru_cache(maxsize=4096)
+def _is_name(name: str) -> bool:
+    return 0 < len(name) <= MAX_NAME and not _CONTROL.search(name)
 
 
 def _echoes(id: int | str) -> bool:
@@ -145,6 +150,12 @@ def encode(type: str, ns: str = "/", /, **members: Any) -> bytes:
         if value is not msgspec.UNSET:
             message[name] = value
     return _json(message)
+
+
+def encode_ack(ns: str, id: int | str, data: bytes) -> bytes:
+    """Return the `ack` message: spliced like an event, because most messages cause one."""
+    head = b'{"type":"ack"' if ns == "/" else b'{"type":"ack","ns":' + _text(ns)
+    return b'%b,"id":%b,"data":%b}' % (head, _json(id), data)
 
 
 def encode_error(error: ClientError, id: int | str | None = None, ns: str = "/") -> bytes:

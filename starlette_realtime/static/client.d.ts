@@ -87,8 +87,11 @@ export interface ClientLifecycle {
   state: [state: State, previous: State];
   /** A connection ended, for now or for good. */
   close: [closeReason: CloseReason];
-  /** The next try begins in `delay` ms; `attempt` counts from 1 since the last connection. */
-  reconnecting: [next: { attempt: number; delay: number }];
+  /**
+   * The next try begins in `delay` ms; `attempt` counts from 1 since the last connection, and
+   * `closeReason` is why the one before it failed. Told before the first connection, too.
+   */
+  reconnecting: [next: { attempt: number; delay: number; closeReason: CloseReason }];
   /** A connection is back; `resumed: false` when the server began a new session. */
   resumed: [session: { sessionId: string | null; resumed: boolean }];
   /** What went wrong outside of any one call: it rejected no promise. */
@@ -281,20 +284,21 @@ export interface Options {
   timeout?: number;
   /** ms from the start of a try to `connected`, the token included. Default 10 000. */
   connectTimeout?: number;
+  /**
+   * ms without a first connection after which `connect()` rejects with `unavailable`, and no further
+   * try is made. Once there was a connection only `maxTries` counts. Default 30 000.
+   */
+  giveUpAfter?: number;
   /** Tries in a row without a connection before giving up. Default Infinity. */
   maxTries?: number;
   /** ms; the n-th delay is between 0 and min(backoffCap, backoffBase * 2^n). Default 500. */
   backoffBase?: number;
   /** ms. Default 30 000. */
   backoffCap?: number;
-  /** Messages that wait for a connection. Default 1 000. */
+  /** Messages that wait for a connection, their turn or their answer. Default 1 000. */
   maxQueue?: number;
-  /** Bytes that wait for a connection. Default 1 000 000. */
+  /** Bytes that wait so, or for the network. Default 16 000 000. */
   maxQueueBytes?: number;
-  /** Messages that wait for their answer. Default 10 000. */
-  maxPending?: number;
-  /** Bytes that wait for their answer or for the network. Default 16 000 000. */
-  maxPendingBytes?: number;
   /** For tests. */
   timers?: Timers;
   /** For tests: a number from 0 up to 1. */
@@ -309,8 +313,8 @@ export function createClient<
 
 /**
  * `url` is the mount path, relative to the page or absolute (http, https, ws, wss). Resolves on
- * the first `connected`; rejects with a `RealtimeError` when the server refuses for good or
- * `maxTries` are used up.
+ * the first `connected`; rejects with a `RealtimeError` when the server refuses for good, or when
+ * there was no connection within `giveUpAfter` or `maxTries`.
  */
 export function connect<Events extends object = AnyEvents, Commands extends object = AnyCommands>(
   url: string | URL,

@@ -18,17 +18,18 @@ const MAX_TIMER = 2 ** 31 - 1; // a longer setTimeout would fire at once
 const MAX_DRAIN_DELAY = 300_000; // ms; a reason beyond it is taken for this
 const STABLE_AFTER = 5_000; // ms of connection that make the backoff start over
 const PROBE_TIMEOUT = 5_000; // ms for an answer when the page woke up or lost its network
+const WINDOW = 64; // messages that may be unanswered at a time, below what a server calls abuse
+const RATE_PAUSE = 1_000; // ms without messages after the server refused one as too many
 
 const DEFAULTS = Object.freeze({
   timeout: 10_000,
   connectTimeout: 10_000,
+  giveUpAfter: 30_000,
   maxTries: Infinity,
   backoffBase: 500,
   backoffCap: 30_000,
   maxQueue: 1_000,
-  maxQueueBytes: 1_000_000,
-  maxPending: 10_000,
-  maxPendingBytes: 16_000_000,
+  maxQueueBytes: 16_000_000,
   random: Math.random,
   timers: Object.freeze({
     /** @type {(fn: () => void, ms: number) => unknown} */
@@ -78,8 +79,7 @@ const DROP = Symbol("drop");
  * @property {boolean} durable it outlives its connection
  * @property {number} timeout ms for the answer, counted while a connection carries it
  * @property {Done} done the first call counts
- * @property {boolean} [sent] on this connection or on one before it
- * @property {boolean} [live] on this connection
+ * @property {boolean} [live] this connection carries it
  * @property {unknown} [timer]
  */
 /**
@@ -390,38 +390,57 @@ class Backoff {
 }
 
 /**
- * Messages not yet done with, in the order in which they were sent. Those never handed to a
- * socket and those that wait for an answer are bounded each for themselves.
+ * Messages not yet done with, in the order in which they were sent. The durable ones go through a
+ * window: the server takes one after the other, so that more of them on their way win nothing and
+ * may cross its limits. The others go at once or not at all.
  */
 class Outbox {
   /** @type {Map<number, Entry>} */
   #entries = new Map();
-  #queued = { count: 0, bytes: 0 };
-  #pending = { count: 0, bytes: 0 };
+  #durable = { count: 0, bytes: 0 };
+  #passing = { count: 0, bytes: 0 };
+  #live = 0;
+  #window = WINDOW;
+  /** @type {unknown} */
+  #pause = null;
   #options;
+  #ready;
 
-  /** @param {typeof DEFAULTS} options */
-  constructor(options) {
+  /**
+   * @param {typeof DEFAULTS} options
+   * @param {() => void} ready called when there is room in the window
+   */
+  constructor(options, ready) {
     this.#options = options;
+    this.#ready = ready;
   }
 
-  /** @param {Entry} entry */
-  queue(entry) {
+  /** @param {Entry} entry @param {number} backlog bytes in the socket @returns {boolean} */
+  take(entry, backlog) {
     const { maxQueue, maxQueueBytes } = this.#options;
-    const { count, bytes } = this.#queued;
-    if (count >= maxQueue || bytes + entry.bytes > maxQueueBytes) return entry.done(queueFull());
+    const total = this.#total(entry);
+    const bytes = Math.max(total.bytes, backlog);
+    if (total.count >= maxQueue || (bytes > 0 && bytes + entry.bytes > maxQueueBytes)) {
+      entry.done(queueFull());
+      return false;
+    }
     this.#entries.set(entry.id, entry);
-    this.#count(entry, 1);
+    total.count += 1;
+    total.bytes += entry.bytes;
     if (!entry.wantsReply) entry.done(null);
+    return true;
   }
 
-  /** @param {Entry} entry @param {Connection} connection */
+  /** Past the window. @param {Entry} entry @param {Connection} connection */
   send(entry, connection) {
-    const { maxPending, maxPendingBytes } = this.#options;
-    const waiting = this.#pending.bytes + connection.backlog;
-    const full = waiting > 0 && waiting + entry.bytes > maxPendingBytes;
-    if (full || this.#pending.count >= maxPending) return entry.done(queueFull());
-    this.#transmit(entry, connection);
+    connection.send(entry.text, entry.bytes);
+    if (!entry.wantsReply) return this.#forget(entry);
+    entry.live = true;
+    this.#live += 1;
+    if (entry.timer === undefined && entry.timeout > 0 && entry.timeout < Infinity) {
+      const expire = () => this.settle(entry.id, timedOut());
+      entry.timer = this.#options.timers.setTimeout(expire, Math.min(entry.timeout, MAX_TIMER));
+    }
   }
 
   /**
@@ -431,9 +450,10 @@ class Outbox {
    */
   flush(connection, mayGo, maxPayload) {
     for (const entry of this.#entries.values()) {
+      if (this.#pause !== null || this.#live >= this.#window) return;
       if (entry.live || !mayGo(entry)) continue;
       if (entry.bytes > maxPayload) this.settle(entry.id, tooLarge(maxPayload));
-      else this.#transmit(entry, connection);
+      else this.send(entry, connection);
     }
   }
 
@@ -441,10 +461,26 @@ class Outbox {
   settle(id, error, value) {
     const entry = this.#entries.get(/** @type {number} */ (id));
     if (!entry) return false;
-    this.#entries.delete(entry.id);
-    this.#count(entry, -1);
-    this.#options.timers.clearTimeout(entry.timer);
+    this.#forget(entry);
     entry.done(error, value);
+    this.#ready();
+    return true;
+  }
+
+  /** @param {unknown} id @param {RealtimeError} error the server's answer */
+  refuse(id, error) {
+    const entry = this.#entries.get(/** @type {number} */ (id));
+    if (!entry?.live || !entry.durable || error.code !== "rate_limited") {
+      return this.settle(id, error);
+    }
+    // It keeps its place and its deadline, and goes again after a pause; then one at a time.
+    entry.live = false;
+    this.#live -= 1;
+    this.#window = 1;
+    this.#pause ??= this.#options.timers.setTimeout(() => {
+      this.#pause = null;
+      this.#ready();
+    }, RATE_PAUSE);
     return true;
   }
 
@@ -453,6 +489,12 @@ class Outbox {
     for (const entry of [...this.#entries.values()]) {
       if (which(entry)) this.settle(entry.id, error);
     }
+  }
+
+  /** @param {RealtimeError} error what becomes of all of them */
+  end(error) {
+    this.fail(() => true, error);
+    this.#unpause();
   }
 
   /** @param {number} code the close code of the connection that carried the live entries */
@@ -464,35 +506,36 @@ class Outbox {
     // Sent again, the frame that was too large would end the next connection too.
     if (code === 1009 && largest) this.settle(largest.id, tooLarge());
     this.fail((entry) => !entry.durable, disconnected());
-    for (const entry of this.#entries.values()) {
-      entry.live = false;
-      this.#options.timers.clearTimeout(entry.timer);
-    }
+    for (const entry of this.#entries.values()) this.#ground(entry);
+    this.#unpause();
   }
 
-  /** @param {Entry} entry @param {Connection} connection */
-  #transmit(entry, connection) {
-    if (this.#entries.has(entry.id)) this.#count(entry, -1);
-    if (entry.wantsReply) {
-      entry.sent = entry.live = true;
-      this.#entries.set(entry.id, entry); // one that is kept already stays at its place
-      this.#count(entry, 1);
-      if (entry.timeout > 0 && entry.timeout < Infinity) {
-        const expire = () => this.settle(entry.id, timedOut());
-        entry.timer = this.#options.timers.setTimeout(expire, Math.min(entry.timeout, MAX_TIMER));
-      }
-    } else {
-      this.#entries.delete(entry.id);
-    }
-    connection.send(entry.text, entry.bytes);
-    if (!entry.wantsReply) entry.done(null);
+  #unpause() {
+    this.#options.timers.clearTimeout(this.#pause);
+    this.#pause = null;
   }
 
-  /** @param {Entry} entry @param {1 | -1} sign */
-  #count(entry, sign) {
-    const total = entry.sent ? this.#pending : this.#queued;
-    total.count += sign;
-    total.bytes += sign * entry.bytes;
+  /** @param {Entry} entry */
+  #forget(entry) {
+    this.#ground(entry);
+    this.#entries.delete(entry.id);
+    const total = this.#total(entry);
+    total.count -= 1;
+    total.bytes -= entry.bytes;
+    if (this.#live === this.#entries.size) this.#window = WINDOW; // nothing waits
+  }
+
+  /** No connection carries it any more. @param {Entry} entry */
+  #ground(entry) {
+    this.#options.timers.clearTimeout(entry.timer);
+    entry.timer = undefined;
+    if (entry.live) this.#live -= 1;
+    entry.live = false;
+  }
+
+  /** @param {Entry} entry */
+  #total(entry) {
+    return entry.durable ? this.#durable : this.#passing;
   }
 }
 
@@ -698,6 +741,7 @@ class Core {
   #maxPayload = 1_000_000;
   #lastId = 0;
   #tries = 0;
+  #startedAt = 0;
   #welcomedBefore = false;
   /** @type {string | undefined} */
   #resume;
@@ -721,7 +765,7 @@ class Core {
     this.#url = doorOf(url);
     this.#WebSocket = /** @type {api.WebSocketClass} */ (WebSocket);
     this.auth = options.auth;
-    this.#outbox = new Outbox(this.options);
+    this.#outbox = new Outbox(this.options, () => this.flush());
     this.#backoff = new Backoff(this.options);
   }
 
@@ -731,6 +775,7 @@ class Core {
     this.#waiters.push(done);
     if (this.state !== "idle" && this.state !== "closed") return;
     this.#tries = 0;
+    this.#startedAt = this.options.timers.now();
     this.#welcomedBefore = false;
     this.#backoff.reset();
     globalThis.addEventListener?.("online", this.#wake);
@@ -768,11 +813,13 @@ class Core {
     }
     if (this.state === "closed") return done(closed("The client is closed"));
     if (wire.bytes > this.#maxPayload) return done(tooLarge(this.#maxPayload));
-    const entry = { id, ns, room: gate, ...wire, wantsReply, durable, timeout, done };
     const connection = this.#attempt?.connection;
-    if (connection && ns[IS_OPEN](gate)) return this.#outbox.send(entry, connection);
-    if (durable) this.#outbox.queue(entry);
-    else done(wantsReply ? disconnected() : null);
+    const way = connection && ns[IS_OPEN](gate) ? connection : null;
+    if (!durable && !way) return done(wantsReply ? disconnected() : null);
+    const entry = { id, ns, room: gate, ...wire, wantsReply, durable, timeout, done };
+    if (!this.#outbox.take(entry, connection?.backlog ?? 0)) return;
+    if (durable) this.flush();
+    else if (way) this.#outbox.send(entry, way);
   }
 
   /** @param {Namespace} ns @param {Message} message @param {How} how @returns {Promise<any>} */
@@ -782,11 +829,11 @@ class Core {
     });
   }
 
-  /** Sends what waited for this namespace, or for one of its rooms. @param {Namespace} ns */
-  flush(ns) {
+  /** Sends what waited and need not wait any more. */
+  flush() {
     const connection = this.#attempt?.connection;
     if (!connection) return;
-    const mayGo = (/** @type {Entry} */ entry) => entry.ns === ns && ns[IS_OPEN](entry.room);
+    const mayGo = (/** @type {Entry} */ { ns, room }) => ns[IS_OPEN](room);
     this.#outbox.flush(connection, mayGo, this.#maxPayload);
   }
 
@@ -950,7 +997,7 @@ class Core {
     const error = new RealtimeError(message.code, String(message.error ?? message.code), {
       retry: message.retry === true,
     });
-    if (message.id !== undefined && this.#outbox.settle(message.id, error)) return;
+    if (message.id !== undefined && this.#outbox.refuse(message.id, error)) return;
     if (!attempt.welcomed) attempt.refusal = error;
     else if (message.id === undefined) ns[REFUSED](error);
   }
@@ -972,30 +1019,42 @@ class Core {
     timers.clearTimeout(this.#stable);
     for (const ns of this.namespaces.values()) ns[LOST]();
     this.#outbox.disconnected(code);
-    const usedUp = this.#tries >= maxTries;
-    const closeReason = { code, reason, willReconnect: comesBack(code) && !usedUp };
-    if (!closeReason.willReconnect) {
-      const {
-        code: word = usedUp ? "unavailable" : "closed",
-        message,
-        cause,
-      } = attempt.refusal ?? {};
-      const sentence = message || reason || (usedUp ? "No connection" : `Closed with ${code}`);
-      const retry = comesBack(code);
-      return this.#finish(
-        closeReason,
-        new RealtimeError(word, sentence, { retry, closeCode: code, cause }),
-      );
-    }
-    this.closeReason = closeReason;
     const drain = code === 4512 && /^\d{1,9}$/.test(reason);
     const delay = drain ? Math.min(Number(reason), MAX_DRAIN_DELAY) : this.#backoff.next();
+    const usedUp = this.#tries >= maxTries || this.#isHopeless(delay);
+    const closeReason = { code, reason, willReconnect: comesBack(code) && !usedUp };
+    if (!closeReason.willReconnect) {
+      return this.#finish(closeReason, this.#farewell(attempt, closeReason));
+    }
+    this.closeReason = closeReason;
     const timer = timers.setTimeout(() => this.#begin(), delay);
     this.#pause = { timer, patient: drain };
     if (this.#welcomedBefore) this.#setState("reconnecting");
     this.lifecycle[EMIT]("close", closeReason);
-    if (this.#pause?.timer === timer)
-      this.lifecycle[EMIT]("reconnecting", { attempt: this.#tries + 1, delay });
+    if (this.#pause?.timer !== timer) return; // a handler decided otherwise
+    this.lifecycle[EMIT]("reconnecting", { attempt: this.#tries + 1, delay, closeReason });
+  }
+
+  /**
+   * Nobody waits for ever for a first connection: the address may be wrong, and a browser does
+   * not tell a server that refuses from one that is away.
+   * @param {number} delay ms until the next try
+   */
+  #isHopeless(delay) {
+    const { timers, giveUpAfter } = this.options;
+    return !this.#welcomedBefore && timers.now() + delay - this.#startedAt > giveUpAfter;
+  }
+
+  /** @param {Attempt} attempt @param {api.CloseReason} closeReason */
+  #farewell({ refusal }, { code, reason }) {
+    const why = refusal?.message || reason || `closed with ${code}`;
+    const cause = refusal?.cause;
+    if (!comesBack(code)) {
+      return new RealtimeError(refusal?.code ?? "closed", why, { closeCode: code, cause });
+    }
+    const sentence = `No connection after ${this.#tries} tries, the last one: ${why}`;
+    const word = refusal?.code ?? "unavailable";
+    return new RealtimeError(word, sentence, { retry: true, closeCode: code, cause });
   }
 
   /** @param {api.CloseReason} closeReason @param {RealtimeError} error */
@@ -1012,7 +1071,7 @@ class Core {
     const previous = this.state;
     this.state = "closed";
     for (const ns of this.namespaces.values()) ns[END](error);
-    this.#outbox.fail(() => true, error);
+    this.#outbox.end(error);
     for (const done of this.#waiters.splice(0)) done(error);
     this.lifecycle[EMIT]("state", "closed", previous);
     this.lifecycle[EMIT]("close", closeReason);
@@ -1225,7 +1284,7 @@ class Room extends Listener {
       this.#core.options.timers.setTimeout(() => this.#release(), 0);
       if (!this.#recovered) this.#recents[EMIT]("recent", this.#recentMessages, this);
     }
-    this.#core.flush(this.#ns);
+    this.#core.flush();
   }
 
   #release() {
@@ -1460,7 +1519,7 @@ class Namespace extends Listener {
     this.#backoff.reset();
     this.#core.options.timers.clearTimeout(this.#timer);
     for (const { room } of this.#rooms.values()) room[ENTER]();
-    this.#core.flush(this);
+    this.#core.flush();
     this.#settle(null);
   }
 

@@ -69,7 +69,7 @@ class NativeWire:
         return native.encode("connected", ns, **msgspec.to_builtins(hello))
 
     def ack(self, ns: str, id: int | str, data: bytes) -> bytes:
-        return native.encode("ack", ns, id=id, data=msgspec.Raw(data))
+        return native.encode_ack(ns, id, data)
 
     def error(self, ns: str, error: ClientError, id: int | str | None) -> bytes:
         return native.encode_error(error, id, ns)

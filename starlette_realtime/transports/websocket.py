@@ -24,6 +24,7 @@ from ..core.lobby import Introduction
 from ..core.outbox import Chunk, Outbox
 from ..core.runtime import Runtime
 from ..core.session import Connection
+from ..core.turns import Bell, bell
 from ..errors import (
     AuthenticationRequired,
     BrokerUnavailable,
@@ -74,6 +75,7 @@ class WebSocketConnection(Connection):
 
     __slots__ = (
         "_backlog",
+        "_bell",
         "_busy",
         "_closing",
         "_code",
@@ -81,7 +83,6 @@ class WebSocketConnection(Connection):
         "_frames",
         "_gone",
         "_pump_scope",
-        "_pump_wake",
         "_pumped",
         "_receive",
         "_scope",
@@ -104,7 +105,7 @@ class WebSocketConnection(Connection):
         self._backlog: deque[Command | native.Refused] | None = None
         self._task = 0
         self._scope = anyio.CancelScope()
-        self._pump_wake: anyio.Event | None = None
+        self._bell: Bell | None = None
         self._pumped = anyio.Event()
         self._pump_scope = anyio.CancelScope()
         self._frames = 0
@@ -120,12 +121,12 @@ class WebSocketConnection(Connection):
             )
             self._writer.attach(outbox)
         else:
-            self._pump_wake = anyio.Event()
+            self._bell = bell()
             outbox = Outbox(
                 wires.TEXT[several],
                 limit=options.max_queued,
                 overflow=self._overflow,
-                wake=self._wake,
+                wake=self._bell.ring,
             )
         super().__init__(scope, outbox, options)
 
@@ -134,6 +135,10 @@ class WebSocketConnection(Connection):
     @property
     def busy(self) -> bool:
         return self._busy
+
+    @property
+    def waits_here(self) -> bool:
+        return self._busy and anyio.get_current_task().id == self._task
 
     def _overflow(self) -> None:
         self.close(CloseCode.SLOW, "too slow")
@@ -146,7 +151,7 @@ class WebSocketConnection(Connection):
         self._door.runtime.tasks.start_soon(self._finish)
 
     async def wait(self, event: anyio.Event) -> None:
-        if not self._busy or anyio.get_current_task().id != self._task:
+        if not self.waits_here:
             await event.wait()
             return
         # The handler that waits is run by this connection's reader: so it reads.
@@ -169,8 +174,8 @@ class WebSocketConnection(Connection):
     # Writing
 
     def _wake(self) -> None:
-        if self._pump_wake is not None:
-            self._pump_wake.set()
+        if self._bell is not None:
+            self._bell.ring()
 
     async def _pump(self) -> None:
         """Write what waits in the outbox, for servers without a direct writer."""
@@ -190,9 +195,8 @@ class WebSocketConnection(Connection):
             if not chunks:
                 if self._closing is not None:
                     return
-                assert self._pump_wake is not None
-                await self._pump_wake.wait()
-                self._pump_wake = anyio.Event()
+                assert self._bell is not None
+                await self._bell.wait()
                 continue
             joined = wire.join(chunks) if len(chunks) > 1 else chunks[0]
             for chunk in chunks if joined is None else (joined,):

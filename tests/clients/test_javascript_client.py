@@ -126,7 +126,10 @@ async def test_connections_cut_again_and_again(visit: Visit, network: Networks) 
 
 async def test_a_half_open_connection_is_noticed(visit: Visit, network: Networks) -> None:
     net = await network(ping_interval=0.3, ping_timeout=0.3)
-    ann, bob = await two(visit, net.origin)
+    ann, bob = await visit(net.origin), await visit(net.origin)
+    for visitor, user in ((ann, "ann"), (bob, "bob")):
+        # A token at hand: a request for one would wait on a buried connection, too.
+        await visitor.enter(user, auth=net.server.users.create_token(user))
     net.proxy.bury_all()
     await ann.say("into the void")
     for visitor in (ann, bob):
@@ -170,3 +173,262 @@ async def test_what_a_dead_connection_held_back_changes_nothing(
     await ann.until("visitor.acked.length === 4")
     await bob.until("visitor.shown.length === 4")
     assert await net.kept() == ["one", "two", "three", "four"] == await bob.shown()
+
+
+async def test_a_long_queue_gets_through_the_rate_limit(visit: Visit, network: Networks) -> None:
+    net = await network(message_rate=200, message_burst=50, abuse_rate=1, abuse_burst=100)
+    ann, bob = await two(visit, net.origin)
+    net.proxy.stall()
+    net.proxy.cut_all()
+    await ann.until("visitor.client.state === 'reconnecting'")
+    expected = [f"m{i}" for i in range(500)]
+    await ann.say(*expected)
+    net.proxy.resume()
+    await ann.until("visitor.acked.length + visitor.failed.length === 500")
+    assert await ann.get("visitor.failed") == []
+    assert [code["code"] for code in await ann.get("visitor.closes")] == [1006]
+    await bob.until("visitor.shown.length === 500")
+    assert sorted(await bob.shown(), key=lambda name: int(name[1:])) == expected
+
+
+async def test_bytes_both_ways(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann, bob = await two(visit, net.origin)
+    await bob.run("visitor.room.on('picture', (picture) => (visitor.picture = picture))")
+    answer = await ann.run(
+        """const pixels = Uint8Array.from({ length: 100_000 }, (_, i) => i % 256);
+        const { size, back } = await visitor.room.send("picture", { pixels, name: "$bytes" });
+        return [size, back instanceof Uint8Array, back.length, back[0], back.at(-1)];"""
+    )
+    assert answer == [100_000, True, 100_000, 159, 0]
+    await bob.until("visitor.picture")
+    assert await bob.run(
+        """const { pixels, name } = visitor.picture;
+        return [name, pixels instanceof Uint8Array, pixels.length, pixels[255], pixels[256]]"""
+    ) == ["$bytes", True, 100_000, 255, 0]
+    assert await ann.run(
+        """const tricky = { a: { $bytes: "no" }, b: [new ArrayBuffer(2)], c: { $escaped: 1 } };
+        const back = await visitor.client.send("echo", tricky);
+        return [back.a, Array.from(back.b[0]), back.c]"""
+    ) == [{"$bytes": "no"}, [0, 0], {"$escaped": 1}]
+
+
+async def test_the_server_asks_and_the_client_answers(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann = await visit(net.origin)
+    await ann.enter("ann")
+    asked = "return await visitor.room.send('ask-me', 20)"
+    await ann.run("visitor.room.handle('question', async (data) => data + 1)")
+    assert await ann.run(asked) == {"answer": 21}
+    # The namespace answers when the room does not; nobody at all is an answer as well.
+    await ann.run(
+        """visitor.room.handle('question', () => 0)();
+        visitor.off = visitor.client.handle('question', (data, { room }) => [data, room])"""
+    )
+    assert await ann.run(asked) == {"answer": [20, "chat/1"]}
+    await ann.run("visitor.off()")
+    assert await ann.run(asked) == {"answer": {"code": "no_handler", "error": "No handler"}}
+
+
+async def test_errors_of_handlers_are_the_senders(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann = await visit(net.origin)
+    await ann.enter("ann")
+    for event, code in (
+        ("buy", "sold_out"),
+        ("crash", "handler_error"),
+        ("no-such-event", "unknown_event"),
+        ("message", "invalid_message"),
+    ):
+        error = await ann.get(f"visitor.failure(visitor.room.send('{event}', {{}}))")
+        assert (error["name"], error["code"], error["retry"]) == ("RealtimeError", code, False)
+    await ann.say("still here")
+    await ann.until("visitor.acked.length === 1")
+
+
+async def test_namespaces_on_one_connection(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann = await visit(net.origin)
+    await ann.enter("ann")
+    who = "return visitor.admin.send('who')"
+    await ann.run(
+        """visitor.adminToken = async () => { visitor.asked = true; return "wrong" };
+        visitor.admin = visitor.client.namespace("/admin", { auth: () => visitor.adminToken() })"""
+    )
+    error = await ann.get("visitor.failure(visitor.admin.connect())")
+    assert (error["code"], error["retry"]) == ("auth_failed", False)
+    assert await ann.get("visitor.client.state") == "connected"
+    # The default one's token is not the namespace's.
+    await ann.run("visitor.adminToken = () => visitor.token('root', '&admin=1')")
+    await ann.run("await visitor.admin.connect()")
+    assert await ann.run(who) == {"user": "root"}
+    await ann.run(
+        """visitor.heard = [];
+        const room = await visitor.admin.join("chat/1");
+        room.on("new-message", ({ content }) => visitor.heard.push(content));
+        await room.send("message", { content: "among admins" })"""
+    )
+    await ann.until("visitor.heard.length === 1")
+    await ann.say("among all")
+    await ann.until("visitor.acked.length === 1")
+    net.proxy.cut_all()
+    assert await ann.run(who) == {"user": "root"}
+    await ann.run("await visitor.admin.room('chat/1').send('message', { content: 'again' })")
+    await ann.until("visitor.heard.length === 2")
+    assert await ann.get("visitor.heard") == ["among admins", "again"]
+    assert await ann.shown() == ["among all"]
+    error = await ann.get("visitor.failure(visitor.client.namespace('/nowhere').connect())")
+    assert error["code"] == "unknown_namespace"
+    assert net.proxy.connections == 1 or await ann.get("visitor.closes.length") == 1
+
+
+async def test_an_expired_token_is_replaced(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann = await visit(net.origin)
+    await ann.run(
+        """visitor.tokens = 0;
+        const auth = () => visitor.token("ann", ++visitor.tokens === 1 ? "&expires_in=1.2" : "");
+        await visitor.enter("ann", "chat/1", { auth })"""
+    )
+    await ann.until("visitor.resumed.length === 1")
+    assert await ann.get("visitor.closes") == [
+        {"code": 4501, "reason": "token expired", "willReconnect": True}
+    ]
+    assert await ann.get("visitor.tokens") == 2
+    assert (await ann.get("visitor.resumed"))[0]["resumed"] is True
+    await ann.say("with a new token")
+    await ann.until("visitor.shown.length === 1")
+
+
+async def test_refresh_extends_the_connection(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann = await visit(net.origin)
+    await ann.run(
+        """const auth = await visitor.token("ann", "&expires_in=1.5");
+        await visitor.enter("ann", "chat/1", { auth });
+        visitor.expiry = Date.now() + 1500;
+        visitor.extended = await visitor.client.refresh(await visitor.token("ann"))"""
+    )
+    assert (await ann.get("visitor.extended"))["success"] is True
+    await ann.until("Date.now() > visitor.expiry + 200")
+    await ann.say("still here")
+    await ann.until("visitor.acked.length === 1")
+    assert await ann.get("visitor.closes") == []
+
+
+async def test_a_wrong_token_is_final(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann = await visit(net.origin)
+    error = await ann.get("visitor.failure(visitor.connect('ann', { auth: 'wrong' }))")
+    assert (error["code"], error["closeCode"], error["retry"]) == ("auth_failed", 4401, False)
+    assert error["message"].startswith("Authentication failed: ")
+    error = await ann.get("visitor.failure(visitor.connect('ann', { auth: null }))")
+    assert (error["code"], error["closeCode"]) == ("auth_required", 4401)
+    assert await ann.get("visitor.client.state") == "closed"
+    assert net.proxy.accepted >= 2
+
+
+async def test_close_codes_say_whether_to_come_back(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann = await visit(net.origin)
+    await ann.enter("ann")
+    for count, code in enumerate((1012, 4502, 4503), 1):
+        await ann.run(f"visitor.room.send('kick-me', {code}, {{ ack: false }})")
+        await ann.until(f"visitor.resumed.length === {count} && visitor.room.joined")
+        assert (await ann.get("visitor.closes.at(-1)")) == {
+            "code": code,
+            "reason": "told to",
+            "willReconnect": True,
+        }
+    await ann.run("visitor.room.send('kick-me', 4410, { ack: false })")
+    await ann.until("visitor.client.state === 'closed'")
+    assert (await ann.get("visitor.client.closeReason"))["willReconnect"] is False
+    assert await ann.get("visitor.roomEvents.at(-1)") == "left"
+
+
+async def test_messages_that_are_too_large(visit: Visit, network: Networks) -> None:
+    net = await network(max_payload=2_000)
+    ann = await visit(net.origin)
+    # Before the first connection the client cannot know the limit.
+    await ann.run(
+        """const client = visitor.create("ann");
+        visitor.early = visitor.failure(client.send("echo", "x".repeat(3_000)));
+        visitor.small = client.send("echo", "small");
+        await client.connect()"""
+    )
+    assert (await ann.get("visitor.early"))["code"] == "too_large"
+    assert await ann.get("visitor.small") == "small"
+    for big in ("'x'.repeat(2_000)", "'\u00fc'.repeat(1_000)", "new Uint8Array(1_500)"):
+        error = await ann.get(f"visitor.failure(visitor.client.send('echo', {big}))")
+        assert (error["code"], error["retry"]) == ("too_large", False)
+    # Many small ones together are several frames.
+    assert (
+        await ann.get(
+            "Promise.all(Array.from({ length: 50 }, (_, i) =>"
+            " visitor.client.send('echo', `${i}`.padEnd(200))))"
+        )
+    ) == [f"{i}".ljust(200) for i in range(50)]
+    assert await ann.get("visitor.closes") == []
+
+
+async def test_two_devices_of_one_user(visit: Visit, network: Networks) -> None:
+    net = await network()
+    watcher, phone, laptop = [await visit(net.origin) for _ in range(3)]
+    await watcher.enter("bob")
+    await watcher.run(
+        """visitor.comings = [];
+        for (const type of ["user-joined", "user-left"])
+            visitor.room.on(type, ({ userId }) => visitor.comings.push([type, userId]))"""
+    )
+    for device in (phone, laptop):
+        await device.enter("ann")
+    members = "visitor.room.members.map(({ userId }) => userId).sort()"
+    assert await laptop.get(members) == ["ann", "bob"]
+    await phone.say("from the phone")
+    for visitor in (watcher, phone, laptop):
+        await visitor.until("visitor.shown.length === 1")
+    await phone.run("visitor.client.close()")
+    await laptop.say("only one left")
+    await watcher.until("visitor.shown.length === 2")
+    assert await watcher.get("visitor.comings") == [["user-joined", "ann"]]
+    await laptop.run("await visitor.room.leave()")
+    await watcher.until("visitor.comings.length === 2")
+    assert await watcher.get("visitor.comings[1]") == ["user-left", "ann"]
+    assert await watcher.get(members) == ["bob"]
+
+
+async def test_a_room_that_refuses(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann = await visit(net.origin)
+    net.server.banned.add("ann")
+    await ann.run("await visitor.connect('ann')")
+    error = await ann.get("visitor.failure(visitor.join('chat/1'))")
+    assert (error["code"], error["message"], error["retry"]) == (
+        "access_denied",
+        "Access denied",
+        False,
+    )
+    assert (await ann.get("visitor.failure(visitor.join('no/such'))"))["code"] == "unknown_room"
+    net.server.banned.clear()
+    await ann.run("await visitor.join('chat/1')")
+    net.server.banned.add("ann")
+    net.proxy.cut_all()
+    await ann.until("visitor.roomEvents.includes('left')")
+    assert await ann.get("visitor.roomEvents") == ["error", "left"]
+    error = await ann.get("visitor.failure(visitor.room.send('message', { content: 'x' }))")
+    assert error["code"] == "not_in_room"
+    assert await ann.get("visitor.client.room('chat/1') === undefined") is True
+    assert await ann.get("visitor.client.send('echo', 1)") == 1
+
+
+async def test_history_in_pages(visit: Visit, network: Networks) -> None:
+    net = await network()
+    ann = await visit(net.origin)
+    await ann.enter("ann")
+    await ann.say(*(f"m{i}" for i in range(10)))
+    await ann.until("visitor.acked.length === 10")
+    page = await ann.get("visitor.room.history({ limit: 4 })")
+    assert [message["content"] for message in page["messages"]] == ["m6", "m7", "m8", "m9"]
+    assert page["more"] is True
+    members = await ann.get("visitor.room.membersPage()")
+    assert [member["userId"] for member in members["members"]] == ["ann"]

@@ -95,6 +95,44 @@ test("maxTries bounds the attempts", async () => {
   assert.equal(w.sockets.length, 3);
 });
 
+test("connect() gives up after a while, but never once there was a connection", async () => {
+  const w = world({ giveUpAfter: 10_000 });
+  const client = w.create();
+  const tries = collect(client.lifecycle, "reconnecting");
+  const promise = failure(client.connect());
+  await settle();
+  const began = w.timers.now();
+  while (client.state === "connecting") {
+    await w.socket.drop(1006, "nobody there");
+    await w.timers.advance(w.timers.delays[0] ?? 0);
+  }
+  const error = await promise;
+  assert.deepEqual([error.code, error.retry, error.closeCode], ["unavailable", true, 1006]);
+  assert.match(error.message, /^No connection after 6 tries, the last one: nobody there$/);
+  assert.ok(w.timers.now() - began <= 10_000);
+  assert.equal(tries.length, 5);
+  assert.deepEqual(tries[0].closeReason, {
+    code: 1006,
+    reason: "nobody there",
+    willReconnect: true,
+  });
+  assert.equal(w.timers.count, 0);
+
+  // A second connect() has the whole time again.
+  const again = client.connect();
+  await settle();
+  await w.socket.drop();
+  await w.comeBack();
+  assert.equal(await again, client);
+  await w.socket.drop();
+  for (let i = 0; i < 30; i++) {
+    while (w.socket.readyState === 3) await w.timers.advance(w.timers.delays[0]);
+    await w.socket.drop();
+  }
+  assert.equal(client.state, "reconnecting");
+  client.close();
+});
+
 test("an auth function that fails is tried again; one that refuses is final", async () => {
   let fail = true;
   const w = world({
@@ -189,7 +227,9 @@ test("states and lifecycle events, apart from server events of the same names", 
   await w.socket.drop(1012, "restart");
   assert.deepEqual(lifecycle.close, [{ code: 1012, reason: "restart", willReconnect: true }]);
   assert.deepEqual(client.closeReason, lifecycle.close[0]);
-  assert.deepEqual(lifecycle.reconnecting, [{ attempt: 1, delay: 250 }]);
+  assert.deepEqual(lifecycle.reconnecting, [
+    { attempt: 1, delay: 250, closeReason: lifecycle.close[0] },
+  ]);
   assert.equal(client.state, "reconnecting");
   await w.comeBack({ sessionId: "s2", resumed: false });
   assert.deepEqual(lifecycle.resumed, [{ sessionId: "s2", resumed: false }]);

@@ -125,7 +125,7 @@ test("the offline queue is bounded in messages and bytes; the newest is refused"
   client.close();
   assert.equal((await again).code, "closed");
 
-  const b = world();
+  const b = world({ maxQueueBytes: 1_000_000 });
   const bytes = b.create();
   const big = "x".repeat(600_000);
   const first = failure(bytes.send("n", big));
@@ -147,7 +147,7 @@ test("the offline queue is bounded in messages and bytes; the newest is refused"
 });
 
 test("what waits for answers is bounded too, the socket's own backlog included", async () => {
-  const w = world({ maxPending: 2, maxPendingBytes: 1_000 });
+  const w = world({ maxQueue: 2, maxQueueBytes: 1_000 });
   const client = await w.connected();
   const [a, b] = [failure(client.send("a")), failure(client.send("b"))];
   assert.equal((await failure(client.send("c"))).code, "queue_full");
@@ -160,6 +160,81 @@ test("what waits for answers is bounded too, the socket's own backlog included",
   w.socket.bufferedAmount = 0;
   assert.equal(await client.send("c", 1, { ack: false }), undefined);
   client.close();
+});
+
+test("so many messages may be unanswered at a time; the others wait their turn", async () => {
+  const w = world();
+  const client = await w.connected();
+  const answered = [];
+  for (let n = 0; n < 100; n++) client.send("n", n).then((data) => answered.push(data));
+  await settle();
+  const first = w.socket.fresh();
+  assert.equal(first.length, 64);
+  // What belongs to this connection does not wait.
+  await client.send("now", 1, { volatile: true });
+  await settle();
+  assert.deepEqual(
+    w.socket.fresh().map(({ type }) => type),
+    ["now"],
+  );
+  await w.socket.receive(...first.map(({ id, data }) => ({ type: "ack", id, data })));
+  const rest = w.socket.fresh();
+  assert.equal(rest.length, 36);
+  await w.socket.receive(...rest.map(({ id, data }) => ({ type: "ack", id, data })));
+  assert.deepEqual(
+    answered,
+    Array.from({ length: 100 }, (_, n) => n),
+  );
+  client.close();
+});
+
+test("what the server refused as too many goes again after a pause, then one at a time", async () => {
+  const w = world();
+  const client = await w.connected();
+  const sent = [1, 2, 3, 4].map((n) => client.send("n", n));
+  const question = failure(client.send("v", 0, { volatile: true, ack: true }));
+  await settle();
+  const [a, b, c, d, v] = w.socket.fresh();
+  const refusal = { type: "error", code: "rate_limited", error: "Rate limit exceeded", retry: true };
+  await w.socket.receive(
+    { type: "ack", id: a.id, data: 1 },
+    ...[b, c, d, v].map(({ id }) => ({ ...refusal, id })),
+  );
+  assert.equal((await question).code, "rate_limited");
+  sent.push(client.send("n", 5));
+  await w.timers.advance(999);
+  assert.deepEqual(w.socket.fresh(), []);
+  await w.timers.advance(1);
+  for (const n of [2, 3, 4, 5]) {
+    const [message, ...more] = w.socket.fresh();
+    assert.deepEqual([message.data, more.length], [n, 0]);
+    if (n === 2) assert.deepEqual(message, b);
+    await w.socket.receive({ type: "ack", id: message.id, data: n });
+  }
+  assert.deepEqual(await Promise.all(sent), [1, 2, 3, 4, 5]);
+  client.send("n", 6);
+  client.send("n", 7);
+  await settle();
+  const free = w.socket.fresh();
+  assert.equal(free.length, 2);
+  await w.socket.receive(...free.map(({ id }) => ({ type: "ack", id })));
+  client.close();
+  assert.equal(w.timers.count, 0);
+});
+
+test("a message refused again and again ends with its timeout", async () => {
+  const w = world();
+  const client = await w.connected();
+  const given = failure(client.send("n", 1));
+  await settle();
+  for (let i = 0; i < 10; i++) {
+    const [{ id }] = w.socket.fresh();
+    await w.socket.receive({ type: "error", id, code: "rate_limited", error: "No", retry: true });
+    await w.timers.advance(1_000);
+  }
+  assert.equal((await given).code, "timeout");
+  client.close();
+  assert.equal(w.timers.count, 0);
 });
 
 test("a message larger than maxPayload is refused here, in UTF-8 bytes", async () => {

@@ -6,7 +6,6 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from starlette_realtime import Chat, GuestAuth, Options, Realtime
@@ -38,14 +37,14 @@ ROUTES = [Route("/hello", hello), WebSocketRoute("/shout", shout)]
 class AddHeader:
     """Pure ASGI middleware that marks each HTTP answer, and counts the scopes it has seen."""
 
-    def __init__(self, app: ASGIApp, seen: list[str]) -> None:
+    def __init__(self, app: Any, seen: list[str]) -> None:
         self.app = app
         self.seen = seen
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.seen.append(scope["type"])
 
-        async def marked(message: Message) -> None:
+        async def marked(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"x-host", b"yes")]
             await send(message)
@@ -54,8 +53,8 @@ class AddHeader:
 
 
 class StrippingProxy:
-    """A proxy that takes `prefix` off the path, before a uvicorn with `root_path=prefix`, which puts
-    it back in front, as the ASGI specification has it."""
+    """A proxy that takes `prefix` off the path, before a uvicorn with `root_path=prefix`, which
+    puts it back in front, as the ASGI specification has it."""
 
     def __init__(self, app: App, prefix: str) -> None:
         self.app = app

@@ -40,9 +40,7 @@ def test_the_docstring_tells_how_to_run_it(name: str) -> None:
 async def test_two_clients_chat(
     name: str, ws: str, serve_process: Callable[..., ServerProcess]
 ) -> None:
-    server = await to_thread.run_sync(
-        lambda: serve_process(f"examples.mounting.{name}:app", ws=ws)
-    )
+    server = await to_thread.run_sync(lambda: serve_process(f"examples.mounting.{name}:app", ws=ws))
     door = server.ws("/realtime/ws")
     async with (
         NativeClient.open(door, token="Ann") as ann,

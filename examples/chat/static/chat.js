@@ -97,16 +97,18 @@ function enter() {
   client.on("pending-messages", (data) => {
     for (const message of Array.isArray(data) ? data : (data?.messages ?? [])) onPrivate(message);
   });
-  open(HOME, "General");
+  current = new Conversation(HOME, "General");
+  conversations.set(HOME, current);
   connect();
+  render();
   byId("field").focus();
 }
 
 /** Enters, and enters all rooms again when a closed client starts over. */
 function connect() {
+  client.connect().catch(() => {}); // the state tells
   joinLobby();
   for (const conversation of conversations.values()) join(conversation);
-  client.connect().catch(() => {}); // the state tells
 }
 
 /** The server does not know my token any more, as after a restart without CHAT_SECRET. */

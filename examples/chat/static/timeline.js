@@ -78,12 +78,12 @@ export class Timeline {
       this.#atEnd = true;
       this.#unseen = 0;
     }
-    const bottom = this.#log.scrollHeight - this.#log.scrollTop;
-    const first = this.#list.firstElementChild;
+    const anchor = this.#list.querySelector(".message");
+    const top = anchor?.offsetTop;
     this.#render(conversation, myId);
     // What is put in above must not move what is being read.
     if (this.#atEnd) this.#toEnd();
-    else if (first !== this.#list.firstElementChild) this.#log.scrollTop = this.#log.scrollHeight - bottom;
+    else if (anchor?.isConnected) this.#log.scrollTop += anchor.offsetTop - top;
     this.#jump.hidden = this.#atEnd;
     setText(byId("jump-text"), this.#unseen ? plural(this.#unseen, "new message", "new messages") : "Newest");
     this.#loadMore(conversation);

@@ -1,0 +1,503 @@
+"""The cases: what is done to which peers, and which of the figures tell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import install
+from .machine import cores, cpu_seconds, describe, memory_kb, own_version, package_versions
+from .peers import NATIVE, PEERS, PLAIN, Peer
+from .process import Failed, Report, Server, arguments, blast, generate, read_report, redis, serve
+from .results import Measurement, Results
+from .tokens import write_tokens
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the command line may change of a case."""
+
+    peers: tuple[str, ...]
+    repeat: int = 3
+    warmup: float = 1.0
+    seconds: float = 4.0
+    connections: int = 500
+    in_flight: tuple[int, ...] = (1, 4, 16)
+    payload: int = 64
+    publishers: int = 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure worth a table. `digits` are shown after the point."""
+
+    key: str
+    title: str
+    digits: int = 0
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """A benchmark."""
+
+    name: str
+    summary: str
+    defaults: Parameters
+    run: Callable[[Bench], None]
+    metrics: tuple[Metric, ...]
+    chart: str = ""
+    """The metric that is drawn; none if empty."""
+
+
+@dataclass
+class Bench:
+    """A case under way: collects what is measured."""
+
+    parameters: Parameters
+    tokens: Path
+    measurements: list[Measurement] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def rounds(self) -> Iterator[tuple[int, Peer]]:
+        """Peers in turn, A B C A B C: a disturbance that lasts hits all of them."""
+        for number in range(self.parameters.repeat):
+            for name in self.parameters.peers:
+                yield number, PEERS[name]
+
+    @contextmanager
+    def guarded(self, number: int, peer: str, variant: str = "") -> Iterator[None]:
+        """A failure of one peer is reported and does not end the others' measurements."""
+        try:
+            yield
+        except Failed as failure:
+            self.failures.append(f"{peer} {variant} (round {number + 1}): {failure}")
+            print(f"  FAILED {self.failures[-1]}", file=sys.stderr)
+
+    def add(self, number: int, peer: str, variant: str, report: Report) -> None:
+        """Keep a report."""
+        self.measurements.append(
+            Measurement(round=number, peer=peer, variant=variant, report=report)
+        )
+        shown = {k: v for k, v in report.items() if k in _SHOWN}
+        note = "  (the generator was the bottleneck)" if report["generator_bound"] else ""
+        if report.get("reordered"):
+            note += f"  ({report['reordered']} deliveries out of order)"
+        note += "  (something else ran on the generator's core)" if report["disturbed"] else ""
+        figures = "  ".join(f"{k}={v:,.2f}" for k, v in shown.items())
+        print(f"  {number + 1}  {peer:18} {variant:16} {figures}{note}", file=sys.stderr)
+
+    def load(self, servers: Sequence[Server], peer: Peer, *extra: object) -> Report:
+        """Run the load generator against servers with the peer's dialogue."""
+        command = arguments(servers, peer.dialect, self.tokens, ordered=peer.ordered)
+        return generate([*command, *(str(one) for one in extra)])
+
+    def window(self) -> list[object]:
+        """Return the arguments for warm-up, measured time and publishers."""
+        p = self.parameters
+        return [
+            *("--warmup", p.warmup, "--seconds", p.seconds),
+            *("--size", p.payload, "--publishers", p.publishers),
+        ]
+
+
+_SHOWN = {
+    "deliveries_per_s",
+    "server_us_per_delivery",
+    "server_us_per_broadcast",
+    "latency_p50_us",
+    "latency_p99_us",
+    "connects_per_s",
+    "server_us_per_connect",
+    "kb_per_connection",
+    "cpu_percent",
+    "recoveries_per_s",
+    "server_us_per_recovery",
+    "last_join_p50_us",
+    "first_join_p50_us",
+    "wire_bytes_per_delivery",
+    "server_cpu",
+    "generator_cpu",
+}
+
+
+def _fanout(bench: Bench) -> None:
+    p = bench.parameters
+    for number, peer in bench.rounds():
+        with bench.guarded(number, peer.name), serve(peer) as server:
+            for k in p.in_flight:
+                variant = f"{k} in flight"
+                with bench.guarded(number, peer.name, variant):
+                    report = bench.load(
+                        [server],
+                        peer,
+                        *("--mode", "fanout", "--connections", p.connections, "--in-flight", k),
+                        *bench.window(),
+                    )
+                    bench.add(number, peer.name, variant, report)
+
+
+def _connect(bench: Bench) -> None:
+    p = bench.parameters
+    for number, peer in bench.rounds():
+        with bench.guarded(number, peer.name), serve(peer) as server:
+            bench.load([server], peer, "--mode", "connect", "--connections", 100)
+            report = bench.load([server], peer, "--mode", "connect", "--connections", p.connections)
+            bench.add(number, peer.name, f"{p.connections} clients", report)
+
+
+def _idle(bench: Bench) -> None:
+    p = bench.parameters
+    for number, peer in bench.rounds():
+        with bench.guarded(number, peer.name), serve(peer) as server:
+            # Everything is imported and every pool is filled before the memory is read.
+            bench.load([server], peer, "--mode", "connect", "--connections", 50)
+            before = memory_kb(server.pids)
+            command = arguments([server], peer.dialect, bench.tokens)
+            command += ["--mode", "idle", "--connections", str(p.connections)]
+            with subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as generator:
+                assert generator.stdin is not None and generator.stdout is not None
+                line = generator.stdout.readline()
+                if '"ready"' not in line:
+                    generator.wait(10)
+                    read_report(line)
+                time.sleep(p.warmup)
+                cpu, start = cpu_seconds(server.pids), time.monotonic()
+                time.sleep(p.seconds)
+                used = cpu_seconds(server.pids) - cpu
+                elapsed = time.monotonic() - start
+                resident = memory_kb(server.pids)
+                generator.stdin.close()
+                rest = generator.stdout.read()
+            report = read_report(rest)
+            report["disturbed"] = False  # it slept between heartbeats
+            report["kb_per_connection"] = (resident - before) / p.connections
+            report["cpu_percent"] = used / elapsed * 100
+            report["watched_seconds"] = elapsed
+            bench.add(number, peer.name, f"{p.connections} clients", report)
+
+
+BACKLOG = 100
+
+
+def _storm(bench: Bench) -> None:
+    p = bench.parameters
+    for number, peer in bench.rounds():
+        environment = {"BENCH_HISTORY": str(BACKLOG)}
+        with bench.guarded(number, peer.name), serve(peer, environment=environment) as server:
+            report = bench.load(
+                [server],
+                peer,
+                # One more, who publishes and stays.
+                *("--mode", "storm", "--connections", p.connections + 1, "--backlog", BACKLOG),
+                # All at once, but below what a listening socket may queue (net.core.somaxconn):
+                # beyond it the kernel drops the handshake and a client waits a second to repeat it.
+                *("--concurrency", 1500),
+            )
+            bench.add(number, peer.name, f"{p.connections} clients", report)
+
+
+ROOMS = ((0, 0), (100, 100), (1000, 100))
+PROBES = 200
+
+
+def _growth(bench: Bench) -> None:
+    p = bench.parameters
+    for number, peer in bench.rounds():
+        fill = peer.dialect.fill
+        if fill is None:
+            bench.failures.append(f"{peer.name} has one room only")
+            continue
+        for fillers, each in ROOMS:
+            variant = f"{fillers * each or 1} rooms"
+            with bench.guarded(number, peer.name, variant), serve(peer) as server:
+                report = bench.load(
+                    [server],
+                    peer,
+                    *("--mode", "fanout", "--connections", 20, "--in-flight", 1),
+                    *("--fillers", fillers, "--fill-repeat", each, "--timeout", 300),
+                    *("--fill-send", fill[0], "--fill-expect", fill[1]),
+                    *("--fill-steps", peer.dialect.fill_steps),
+                    *bench.window(),
+                )
+                bench.add(number, peer.name, variant, report)
+        with bench.guarded(number, peer.name, "join"), serve(peer) as server:
+            report = bench.load(
+                [server],
+                peer,
+                *("--mode", "connect", "--connections", p.connections, "--probes", PROBES),
+            )
+            bench.add(number, peer.name, f"room of {p.connections}", report)
+
+
+def _redis(bench: Bench) -> None:
+    p = bench.parameters
+    pair = ("--mode", "fanout", "--connections", 2)
+    for number, peer in bench.rounds():
+        with bench.guarded(number, peer.name):
+            with serve(peer) as server:
+                alone = bench.load([server], peer, *pair, "--in-flight", 1, *bench.window())
+                bench.add(number, peer.name, "memory, 1 in flight", alone)
+            with ExitStack() as stack:
+                environment = {"BENCH_REDIS": stack.enter_context(redis())}
+                workers = [
+                    stack.enter_context(serve(peer, environment=environment)) for _ in range(2)
+                ]
+                one = bench.load(workers, peer, *pair, "--in-flight", 1, *bench.window())
+                one["added_latency_us"] = one["latency_p50_us"] - alone["latency_p50_us"]
+                bench.add(number, peer.name, "1 in flight", one)
+                many = bench.load(workers, peer, *pair, "--in-flight", 64, *bench.window())
+                bench.add(number, peer.name, "publish", many)
+                for k in p.in_flight:
+                    report = bench.load(
+                        workers,
+                        peer,
+                        *("--mode", "fanout", "--connections", p.connections, "--in-flight", k),
+                        *bench.window(),
+                    )
+                    bench.add(number, peer.name, f"deliver, {k} in flight", report)
+
+
+def _compression(bench: Bench) -> None:
+    p = bench.parameters
+    for number, peer in bench.rounds():
+        if peer.deflate is None:
+            bench.failures.append(f"{peer.name} does not compress")
+            continue
+        with bench.guarded(number, peer.name), serve(peer, deflate=True) as server:
+            bench.load([server], peer, "--mode", "connect", "--connections", 50)
+            before = memory_kb(server.pids)
+            for k in p.in_flight:
+                report = bench.load(
+                    [server],
+                    peer,
+                    *("--mode", "fanout", "--connections", p.connections, "--in-flight", k),
+                    *("--deflate", *bench.window()),
+                )
+                peak = memory_kb(server.pids, "VmHWM")
+                report["kb_per_connection"] = (peak - before) / p.connections
+                bench.add(number, peer.name, f"{k} in flight", report)
+
+
+def _generator(bench: Bench) -> None:
+    p = bench.parameters
+    for number in range(p.repeat):
+        with bench.guarded(number, "blast"), blast() as server:
+            for k in p.in_flight:
+                command = arguments([server], PLAIN_TO_BLAST, bench.tokens)
+                report = generate(
+                    [
+                        *command,
+                        *(str(x) for x in ("--connections", p.connections, "--in-flight", k)),
+                        *(str(x) for x in bench.window()),
+                    ]
+                )
+                # What it would reach if it were never kept waiting.
+                report["capacity_per_s"] = report["deliveries_per_s"] / report["generator_cpu"]
+                bench.add(number, "blast", f"{k} in flight", report)
+
+
+PLAIN_TO_BLAST = type(PLAIN)(steps=())
+
+DELIVERIES = Metric("deliveries_per_s", "Deliveries a second")
+CPU_EACH = Metric(
+    "server_us_per_delivery", "Server CPU, µs per delivery", 2, higher_is_better=False
+)
+P50 = Metric("latency_p50_us", "Publish to last delivery, median, µs", higher_is_better=False)
+P99 = Metric("latency_p99_us", "Publish to last delivery, 99 %, µs", higher_is_better=False)
+MEMORY = Metric(
+    "kb_per_connection", "Resident memory per connection, KB", 1, higher_is_better=False
+)
+
+CASES: dict[str, Case] = {
+    case.name: case
+    for case in (
+        Case(
+            "fanout",
+            "one publisher, 500 receivers, 64 bytes; 1, 4 and 16 broadcasts in flight",
+            Parameters(
+                peers=(
+                    *("realtime", "bun", "ws", "socketio", "sansio-loop"),
+                    *("litestar", "python-socketio", "channels"),
+                )
+            ),
+            _fanout,
+            (DELIVERIES, CPU_EACH, P50, P99),
+            chart="deliveries_per_s",
+        ),
+        Case(
+            "fanout-plain",
+            "the same on plain ASGI servers, without the package's protocol class",
+            Parameters(
+                peers=(
+                    *("realtime-uvicorn", "realtime-hypercorn", "realtime-granian"),
+                    "python-socketio",
+                )
+            ),
+            _fanout,
+            (DELIVERIES, CPU_EACH, P50),
+            chart="deliveries_per_s",
+        ),
+        Case(
+            "connect",
+            "clients that connect, show a token and join a room",
+            Parameters(
+                peers=("realtime", "python-socketio", "socketio", "litestar", "sansio-loop"),
+                connections=3000,
+            ),
+            _connect,
+            (
+                Metric("connects_per_s", "Clients a second"),
+                Metric("server_us_per_connect", "Server CPU, µs each", 0, higher_is_better=False),
+                Metric(
+                    "dialogue_p99_us", "TCP connect to joined, 99 %, µs", higher_is_better=False
+                ),
+            ),
+            chart="connects_per_s",
+        ),
+        Case(
+            "idle",
+            "5000 clients that only answer heartbeats: memory and CPU",
+            Parameters(
+                peers=("realtime", "sansio-loop", "python-socketio", "socketio"),
+                connections=5000,
+                repeat=1,
+                seconds=60,
+                warmup=5,
+            ),
+            _idle,
+            (
+                MEMORY,
+                Metric("cpu_percent", "CPU, % of a core", 2, higher_is_better=False),
+            ),
+            chart="kb_per_connection",
+        ),
+        Case(
+            "storm",
+            "5000 clients reconnect at once, each recovers 100 messages",
+            Parameters(peers=("realtime", "litestar"), connections=5000),
+            _storm,
+            (
+                Metric("seconds", "Until all had everything, s", 2, higher_is_better=False),
+                Metric("recovered_per_s", "Messages recovered a second"),
+                Metric("server_us_per_recovery", "Server CPU, µs each", higher_is_better=False),
+            ),
+        ),
+        Case(
+            "growth",
+            "cost of a publish with 1, 10 000 and 100 000 rooms; joining a room of 10 000",
+            Parameters(peers=("realtime", "python-socketio"), connections=10_000, repeat=1),
+            _growth,
+            (
+                Metric(
+                    "server_us_per_broadcast",
+                    "Server CPU, µs per publish to 20 members",
+                    1,
+                    higher_is_better=False,
+                ),
+                Metric("first_join_p50_us", "Join of a small room, µs", higher_is_better=False),
+                Metric("last_join_p50_us", "Join of the full room, µs", higher_is_better=False),
+            ),
+        ),
+        Case(
+            "redis",
+            "two workers and Redis: publish rate, delivery rate, added latency",
+            Parameters(peers=("realtime", "python-socketio", "socketio"), in_flight=(1, 16)),
+            _redis,
+            (
+                Metric("broadcasts_per_s", "Publications a second"),
+                DELIVERIES,
+                Metric("added_latency_us", "Added latency, µs", higher_is_better=False),
+            ),
+            chart="deliveries_per_s",
+        ),
+        Case(
+            "compression",
+            "8 KB of text to 500 receivers that negotiated permessage-deflate",
+            Parameters(
+                peers=("realtime", "realtime-uvicorn", "sansio-loop", "socketio", "ws", "bun"),
+                in_flight=(4,),
+                payload=8192,
+            ),
+            _compression,
+            (
+                DELIVERIES,
+                CPU_EACH,
+                Metric("wire_bytes_per_delivery", "Bytes on the wire", higher_is_better=False),
+                MEMORY,
+            ),
+            chart="deliveries_per_s",
+        ),
+        Case(
+            "generator",
+            "the load generator against a server in C: it must not be the narrow place",
+            Parameters(peers=(), in_flight=(1, 4, 16, 64, 256, 1024)),
+            _generator,
+            (
+                DELIVERIES,
+                Metric("generator_cpu", "Generator busy, of 1", 2, higher_is_better=False),
+                Metric("capacity_per_s", "Deliveries a second it could take"),
+            ),
+        ),
+    )
+}
+
+
+def run(case: Case, parameters: Parameters) -> tuple[Results, list[str]]:
+    """Run a case; return its results and what failed.
+
+    Raises:
+        Unsuitable: the machine has too few cores, or something needed cannot be installed.
+        KeyError: there is no such peer.
+    """
+    cores()
+    chosen = [PEERS[name] for name in parameters.peers]
+    install.load_generator()
+    python = install.python_peers()
+    if any(peer.node for peer in chosen):
+        install.node_peers()
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = Path(folder) / "tokens"
+        write_tokens(tokens, parameters.connections + 1100)
+        bench = Bench(parameters, tokens)
+        machine = describe()
+        case.run(bench)
+    results = Results(
+        case=case.name,
+        parameters={**vars(parameters), "peers": list(parameters.peers)},
+        machine=machine,
+        versions={**package_versions(python, PYTHON_PACKAGES), **_node_versions()},
+        measurements=bench.measurements,
+    )
+    results["versions"]["starlette-realtime"] = own_version()
+    return results, bench.failures
+
+
+PYTHON_PACKAGES = [
+    *("starlette", "uvicorn", "websockets", "hypercorn", "granian", "python-socketio"),
+    *("litestar", "channels", "redis"),
+]
+
+
+def _node_versions() -> dict[str, str]:
+    import json
+
+    found: dict[str, str] = {}
+    for name in ("socket.io", "ws", "bun", "@socket.io/redis-adapter"):
+        manifest = install.NODE_MODULES / name / "package.json"
+        if manifest.is_file():
+            content: dict[str, Any] = json.loads(manifest.read_text())
+            found[name] = str(content["version"])
+    return found
+
+
+__all__ = ["CASES", "NATIVE", "Bench", "Case", "Metric", "Parameters", "run"]

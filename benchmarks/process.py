@@ -1,0 +1,216 @@
+"""Running a peer's server and the load generator, each on its core."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from . import install
+from .machine import cores, free_port, process_tree
+from .peers import Dialect, Peer
+
+Report = dict[str, Any]
+
+
+class Failed(Exception):
+    """A server did not start, or the load generator found it wrong."""
+
+
+def _pinned(core: int) -> Callable[[], None]:
+    def pin() -> None:
+        os.sched_setaffinity(0, {core})
+
+    return pin
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+    @property
+    def pids(self) -> list[int]:
+        return process_tree(self.process.pid)
+
+    def said(self) -> str:
+        """Return the end of what it printed."""
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")[-2000:]
+
+
+def _wait_until_open(server: Server, name: str, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if server.process.poll() is not None:
+            break
+        try:
+            socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise Failed(f"{name} did not start:\n{server.said()}")
+
+
+@contextmanager
+def serve(
+    peer: Peer, *, environment: Mapping[str, str] | None = None, deflate: bool = False
+) -> Iterator[Server]:
+    """Run a peer's server on the servers' core; with permessage-deflate if `deflate`.
+
+    Raises:
+        Failed: it did not listen within 30 seconds.
+    """
+    core, _ = cores()
+    port = free_port()
+    settings = {**os.environ, "PYTHONPATH": str(install.ROOT), **peer.environment}
+    settings.update(environment or {})
+    command = peer.command
+    if deflate:
+        settings.update(peer.deflate or {})
+        command = peer.deflate_command or command
+    with tempfile.TemporaryFile() as log:
+        try:
+            process = subprocess.Popen(
+                command(port),
+                cwd=install.ROOT,
+                env=settings,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_pinned(core),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise Failed(f"{peer.name} did not start: {error}") from None
+        server = Server(port, process, log)
+        try:
+            _wait_until_open(server, peer.name, 30)
+            yield server
+        except Failed as failure:
+            said = server.said()
+            raise failure if said in str(failure) else Failed(f"{failure}\n{said}") from None
+        finally:
+            tree = server.pids if process.poll() is None else []
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                pass
+            for pid in tree:
+                # A worker that outlived its parent; gone already is as good.
+                try:
+                    os.kill(pid, 9)
+                except ProcessLookupError:
+                    pass
+            process.wait(5)
+
+
+def arguments(
+    servers: Sequence[Server], dialect: Dialect, tokens: Path, *, ordered: bool = True
+) -> list[str]:
+    """Return the load generator's command for these servers."""
+    made = [str(install.load_generator()), "--core", str(cores()[1]), "--tokens", str(tokens)]
+    for server in servers:
+        made += ["--port", str(server.port)]
+        for pid in server.pids:
+            made += ["--pid", str(pid)]
+    if not ordered:
+        made.append("--unordered")
+    return [*made, *dialect.arguments()]
+
+
+def generate(command: Sequence[str], *, timeout: float = 600) -> Report:
+    """Run the load generator to its end and return its report.
+
+    Raises:
+        Failed: what it found wrong.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"the load generator did not end within {timeout:.0f} s") from None
+    return read_report(done.stdout or done.stderr)
+
+
+def read_report(text: str) -> Report:
+    """Return the last line's report, marked where the generator was the narrow place.
+
+    Raises:
+        Failed: the report is an error, or there is none.
+    """
+    lines = text.strip().splitlines()
+    try:
+        report: Report = json.loads(lines[-1]) if lines else {"error": "no report"}
+    except ValueError:
+        report = {"error": lines[-1]}
+    if "error" in report:
+        raise Failed(str(report["error"]))
+    # It spins: where it did not have its core all the time, something else was running there.
+    report["disturbed"] = report["generator_share"] < 0.95
+    report["generator_bound"] = report["generator_cpu"] > 0.9 and report["server_cpu"] < 0.9
+    return report
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """Run a Redis server of our own, without persistence, on the servers' core; yield its URL.
+
+    Raises:
+        Failed: there is no redis-server, or it did not start.
+    """
+    program = shutil.which("redis-server")
+    if program is None:
+        raise Failed("the redis case needs redis-server")
+    port = free_port()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [
+                program,
+                "--port",
+                str(port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=tempfile.gettempdir(),
+            preexec_fn=_pinned(cores()[0]),
+        )
+        try:
+            _wait_until_open(Server(port, process, log), "redis-server", 10)
+            yield f"redis://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(5)
+
+
+@contextmanager
+def blast() -> Iterator[Server]:
+    """Run the C server that shows what the load generator can take."""
+    program = install.blast_server()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([program, str(cores()[0])], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split()[1])
+        try:
+            yield Server(port, process, log)
+        finally:
+            process.terminate()
+            process.wait(5)

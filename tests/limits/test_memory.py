@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from starlette_realtime.limits import LimitStore, MemoryLimits
+from starlette_realtime.limits import memory as limits_memory
+from starlette_realtime.testing.contracts.limits import LimitStoreContract
+from starlette_realtime.testing.contracts.recorder import FakeClock
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+class TestMemoryLimits(LimitStoreContract):
+    virtual_time = True
+    clock = FakeClock()
+
+    @asynccontextmanager
+    async def stores(self) -> AsyncIterator[tuple[LimitStore, LimitStore]]:
+        limits = MemoryLimits(clock=self.clock)
+        async with limits.run():
+            yield limits, limits
+
+    async def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+
+async def test_the_number_of_buckets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_memory, "MAX_BUCKETS", 100)
+    limits = MemoryLimits()
+    for n in range(1000):
+        await limits.take(str(n), 1, rate=1, burst=10)
+    assert len(limits._buckets) == 100
+
+
+async def test_nothing_is_left_of_holders_that_have_gone() -> None:
+    clock = FakeClock()
+    limits = MemoryLimits(clock=clock)
+    for n in range(1000):
+        await limits.acquire(f"user {n}", "one", limit=2, ttl=60)
+        await limits.release(f"user {n}", "one")
+    assert not limits._holders

@@ -1,0 +1,191 @@
+"""A Redis Cluster of three masters, each with a replica, on free ports.
+
+with RedisCluster(tmp_path) as cluster:
+    cluster.url                        # "redis+cluster://127.0.0.1:…,127.0.0.1:…"
+    cluster.owner(slot)                # the `RedisServer` that is in charge of a slot
+    cluster.move(slot, server)         # hand an empty slot over
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+import redis
+
+from tests.support.redis_server import RedisServer, redis_binary
+
+NODE_TIMEOUT = 1500
+"""Milliseconds after which a node that does not answer counts as failed."""
+
+
+class RedisCluster:
+    """The methods block (see `Process`)."""
+
+    def __init__(self, folder: Path) -> None:
+        options = {
+            "cluster-enabled": "yes",
+            "cluster-node-timeout": str(NODE_TIMEOUT),
+            "cluster-config-file": "nodes.conf",
+            "cluster-allow-replica-migration": "no",
+        }
+        self.servers = []
+        for number in range(6):
+            own = folder / f"node-{number}"
+            own.mkdir()
+            self.servers.append(RedisServer(own, options=options))
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.servers[:3])
+        return f"redis+cluster://{hosts}"
+
+    def client(self, server: RedisServer) -> redis.Redis:
+        return redis.Redis(port=server.port, socket_timeout=5, protocol=2)
+
+    def start(self) -> None:
+        for server in self.servers:
+            server.start()
+        addresses = [f"127.0.0.1:{server.port}" for server in self.servers]
+        made = subprocess.run(
+            ["redis-cli", "--cluster", "create", *addresses]
+            + ["--cluster-replicas", "1", "--cluster-yes"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert made.returncode == 0, made.stdout + made.stderr
+        self.wait_until_whole()
+
+    def stop(self) -> None:
+        for server in self.servers:
+            server.kill()
+
+    def flush(self) -> None:
+        """Empty all nodes; start again those that a test has killed."""
+        for server in self.servers:
+            if not server.running:
+                server.start()
+            server.resume()
+        self.wait_until_whole()
+        for server in self.servers:
+            with contextlib.suppress(redis.ReadOnlyError), self.client(server) as client:
+                client.flushall()
+
+    def wait_until_whole(self) -> None:
+        """Wait until all nodes see all slots served and each master with its replica."""
+
+        def whole() -> bool:
+            for server in self.servers:
+                try:
+                    with self.client(server) as client:
+                        info = client.execute_command("CLUSTER INFO")
+                        slots = client.execute_command("CLUSTER SLOTS")
+                        link = client.info("replication")
+                except redis.RedisError:
+                    return False
+                if _value(info, "cluster_state") != "ok" or len(_masters(slots)) != 3:
+                    return False
+                if link["role"] == "slave" and link["master_link_status"] != "up":
+                    return False
+                if any(len(_list(entry)) < 4 for entry in _list(slots)):
+                    return False
+            return True
+
+        wait_for(whole, "the cluster is whole", 40)
+
+    def owner(self, slot: int) -> RedisServer:
+        """The server in charge of a slot, as those that live see it."""
+        for server in self.servers:
+            if not server.running:
+                continue
+            with self.client(server) as client:
+                for entry in _list(client.execute_command("CLUSTER SLOTS")):
+                    first, last, master = _list(entry)[:3]
+                    port = int(_list(master)[1])
+                    if int(first) <= slot <= int(last):
+                        return next(s for s in self.servers if s.port == port)
+        raise AssertionError(f"nobody is in charge of slot {slot}")
+
+    def replica_of(self, master: RedisServer) -> RedisServer:
+        with self.client(master) as client:
+            port = int(client.info("replication")["slave0"]["port"])
+        return next(server for server in self.servers if server.port == port)
+
+    def move(self, slot: int, target: RedisServer) -> None:
+        """Hand over a slot with all its keys, as `redis-cli --cluster reshard` does."""
+        source = self.owner(slot)
+        with self.client(source) as here, self.client(target) as there:
+            ours = here.execute_command("CLUSTER MYID").decode()
+            theirs = there.execute_command("CLUSTER MYID").decode()
+            there.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ours)
+            here.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", theirs)
+            while keys := _list(here.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)):
+                here.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            there.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
+            here.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    """Wait for a condition of several servers; fail when it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not after {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def _list(value: object) -> list[object]:
+    assert isinstance(value, list)
+    return value
+
+
+def _value(info: object, name: str) -> str:
+    if isinstance(info, dict):
+        return str(info[name])
+    assert isinstance(info, bytes)
+    lines = info.decode().splitlines()
+    return next(line.split(":", 1)[1] for line in lines if line.startswith(f"{name}:"))
+
+
+def _masters(slots: object) -> set[bytes]:
+    return {bytes(_list(_list(entry)[2])[2]) for entry in _list(slots)}
+
+
+_shared: list[RedisCluster] = []
+
+
+def shared_cluster(request: pytest.FixtureRequest) -> RedisCluster:
+    """The session's cluster, whole and empty. For fixtures, in whatever module they are."""
+    if redis_binary() is None:
+        pytest.skip("redis-server is not installed")
+    if not _shared:
+        factory = request.getfixturevalue("tmp_path_factory")
+        cluster = RedisCluster(factory.mktemp("cluster")).__enter__()
+        _shared.append(cluster)
+        request.config.add_cleanup(cluster.stop)
+    else:
+        _shared[0].flush()
+    return _shared[0]
