@@ -250,12 +250,7 @@ class Realtime(Namespace):
                 await _not_found(scope, receive, send)
                 return
             running = await self._started()
-            writer = _find_writer(scope, send)
-            extensions = dict(scope.get("extensions") or {})
-            extensions.pop("realtime.writer", None)
-            if writer is not None:
-                extensions["realtime.writer"] = writer
-            await running.websocket({**scope, "extensions": extensions}, receive, send)
+            await running.websocket(scope, receive, send, _find_writer(scope, send))
             return
         response = await self._http(path, Request(scope, receive))
         await response(scope, receive, send)

@@ -161,7 +161,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Letters(msgspec.Struct, frozen=True):
-    """Some of a stream's letters, oldest first. `more`: whether there are more in that direction."""
+    """Some of a stream's letters, oldest first. `more`: whether there are more that way."""
 
     letters: list[Letter]
     more: bool = False
@@ -169,7 +169,8 @@ class Letters(msgspec.Struct, frozen=True):
 
 class Kept(msgspec.Struct, frozen=True):
     """What an inbox answers: the letter as it is kept. `duplicate` when its id had been kept
-    before, and this is the first one; if it has been trimmed since, without content, at offset 0."""
+    before, and this is the first one; if that has been trimmed since, without its content and at
+    the offset 0."""
 
     letter: Letter
     duplicate: bool = False

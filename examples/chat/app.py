@@ -1,4 +1,4 @@
-"""A chat: rooms, members, history, and pages that miss nothing while they are away.
+"""A chat: rooms, private messages, presence, typing, history, and pages that miss nothing.
 
     uvicorn examples.chat.app:app
 
@@ -36,6 +36,9 @@ from starlette_realtime import (
     RealtimeMiddleware,
     Room,
 )
+from starlette_realtime.features.direct import DirectMessages
+from starlette_realtime.features.status import Presence
+from starlette_realtime.features.typing import Typing
 
 MAX_TITLE = 40
 """Characters in the title of a room."""
@@ -50,7 +53,9 @@ if secret is None and not backend.startswith("memory:"):
 
 auth = GuestAuth(secret)
 realtime = Realtime(backend, auth=auth)
-chat = realtime.room("chat/{room_id}", features=[Chat()])
+realtime.add(Presence())
+realtime.add(DirectMessages())
+chat = realtime.room("chat/{room_id}", features=[Chat(), Typing()])
 # Who is in the lobby hears of new rooms. It is a room like any other, so nobody misses one.
 lobby = realtime.room(
     "lobby",

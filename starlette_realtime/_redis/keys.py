@@ -15,6 +15,9 @@ number of partitions, spread evenly over the slots.
     <prefix>:{<tag>}:u:<channel>     sorted set: users
     <prefix>:{<tag>}:ends            sorted set: first end of a lease by channel
     <prefix>:{<tag>}:t:<hash>        string: a ticket
+    <prefix>:{<tag>}:s:<session>     hash: a session              …:secret  string: of all sessions
+    <prefix>:{<tag>}:b:<key>         hash: a bucket of tokens
+    <prefix>:{<tag>}:n:<key>         sorted set: end of the time by holder
 """
 
 from __future__ import annotations
@@ -122,9 +125,12 @@ def draft_arguments(draft: Draft) -> list[Argument]:
     ]
 
 
-def retention_arguments(retention: Retention) -> list[Argument]:
+def retention_arguments(retention: Retention, *, default: bool = False) -> list[Argument]:
+    """Return a retention as the scripts take it; with `default` it counts only for a stream that
+    nobody has published to with another."""
+    size = max(0, min(retention.size, LARGEST_OFFSET))
     return [
-        max(0, min(retention.size, LARGEST_OFFSET)),
+        -1 - size if default else size,
         milliseconds(retention.age),
         max(0, min(retention.presence, LARGEST_OFFSET)),
     ]

@@ -39,8 +39,6 @@ logger = logging.getLogger("starlette_realtime")
 
 BATCH: Final = 512
 """Channels asked for and not yet confirmed, on one connection."""
-HEARING: Final = 5.0
-"""Seconds within which a probe must have come back."""
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -398,8 +396,11 @@ class _Link:
                     continue
                 self._quiet.clear()
                 await connection.send_packed_command(asked, check_health=False)
-                async with asyncio.timeout(timeout):
-                    await self._quiet.wait()
+                try:
+                    async with asyncio.timeout(timeout):
+                        await self._quiet.wait()
+                except TimeoutError:
+                    raise BrokerUnavailable("subscriptions were not confirmed") from None
                 back = [entry for entry in batch if entry.missed and entry.state is _State.STANDS]
                 for entry in back:
                     entry.missed = False
@@ -528,8 +529,7 @@ class _Link:
         assert probe is not None
         standing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         probe.waiting.append(standing)
-        async with asyncio.timeout(server.url.timeout):
-            await standing
+        await standing
         while True:
             self._probe_heard.clear()
             begun = time.monotonic()
@@ -540,8 +540,11 @@ class _Link:
                 self.error = describe(error)
                 self._failed.set()
             else:
-                async with asyncio.timeout(HEARING):
-                    await self._probe_heard.wait()
+                try:
+                    async with asyncio.timeout(2 * server.url.timeout):
+                        await self._probe_heard.wait()
+                except TimeoutError:
+                    raise BrokerUnavailable("it is deaf: a probe did not come back") from None
                 self.latency = time.monotonic() - begun
                 self.error = ""
                 self._proven.set()

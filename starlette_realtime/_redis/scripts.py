@@ -21,8 +21,10 @@ class Script:
         return cls(encoded, hashlib.sha1(encoded, usedforsecurity=False).hexdigest().encode())
 
 
-def load(package: str, *names: str) -> Script:
-    """Return the script made of stream.lua and the files `names` in the folder of `package`."""
-    texts = [(files(__package__) / "stream.lua").read_text(encoding="utf-8")]
-    texts += [(files(package) / name).read_text(encoding="utf-8") for name in names]
+def load(package: str, *names: str, stream: bool = True) -> Script:
+    """Return the script made of the files `names` in the folder of `package`, behind stream.lua
+    unless it does without."""
+    texts = [(files(package) / name).read_text(encoding="utf-8") for name in names]
+    if stream:
+        texts.insert(0, (files(__package__) / "stream.lua").read_text(encoding="utf-8"))
     return Script.of("\n".join(texts))

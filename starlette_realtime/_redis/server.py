@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ from redis.exceptions import (
 
 from ..errors import BrokerUnavailable, ConfigurationError
 from .keys import PARTITIONS, SLOTS, Argument, Keys
+from .keys import partition as partition_of
 from .pipe import Command, Lost, Pipe, ask_once, close, connect
 from .scripts import Script
 from .url import Address, RedisURL, host_and_port
@@ -45,6 +46,8 @@ MINIMUM_VERSION: Final = (7, 0)
 MAX_UNDER_WAY: Final = 1024
 """Commands sent and not answered, to all nodes; further calls wait their turn."""
 MAX_REDIRECTIONS: Final = 5
+BATCH: Final = 256
+"""Names that one script works on, where it works on many."""
 
 # Answers that mean "not now", by their first word. redis-py knows only some of them.
 _PASSING = ("LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN")
@@ -382,6 +385,17 @@ class RedisServer:
 
     # Commands
 
+    def batches(self, names: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
+        """Return which of `names` go into one script, by their indexes, and to which partition: in
+        a Cluster those of one partition, else any."""
+        by_partition: dict[int, list[int]] = {}
+        for index, name in enumerate(names):
+            where = partition_of(name) if self.keys.sharded else 0
+            by_partition.setdefault(where, []).append(index)
+        for where, indexes in by_partition.items():
+            for start in range(0, len(indexes), BATCH):
+                yield where, indexes[start : start + BATCH]
+
     async def run(
         self, partition: int, script: Script, keys: list[str], *arguments: Argument, **how: Any
     ) -> Any:
@@ -415,6 +429,7 @@ class RedisServer:
         failures = redirections = 0
         address: Address | None = None
         asking = False
+        failure: BrokerUnavailable | None = None
         if not self._where:
             raise BrokerUnavailable(f"not connected to {self.url}")
         try:
@@ -432,7 +447,7 @@ class RedisServer:
                             address = None
                         if redirections <= MAX_REDIRECTIONS:
                             continue
-                        failure: BrokerUnavailable = NotNow(f"sent from node to node: {error}")
+                        failure = NotNow(f"sent from node to node: {error}")
                     except (NotNow, Lost) as error:
                         if isinstance(error, Lost) and not twice:
                             raise
@@ -445,6 +460,8 @@ class RedisServer:
                         raise failure
                     await asyncio.sleep(delay)
         except TimeoutError:
+            if failure is not None:
+                raise failure from None
             target = self._where[partition] if self._where else self.url.hosts[0]
             node = self._nodes.get(target)
             why = node.error if node is not None and not node.connected else "no answer in time"

@@ -10,7 +10,8 @@
 -- lane in one call.
 --
 -- The meta hash: e epoch, o offset, n nonce of the last publication, t (above), h and p last offset
--- of each lane, a age in ms. It outlives the lanes by META_SECONDS at least.
+-- of each lane; a age in ms, s size and r presence size that were last published with. It outlives
+-- the lanes by META_SECONDS at least.
 
 local BATCH = 512
 local META_SECONDS = 7 * 86400
@@ -61,7 +62,7 @@ end
 
 -- Where the stream stands. `make` a new one if there is none, and let it live on.
 local function stand(at, chance, make)
-  local found = redis.call("HMGET", at.meta, "e", "o", "n", "t", "h", "p", "a")
+  local found = redis.call("HMGET", at.meta, "e", "o", "n", "t", "h", "p", "a", "s", "r")
   local here = {
     epoch = found[1],
     offset = tonumber(found[2] or 0),
@@ -69,6 +70,8 @@ local function stand(at, chance, make)
     trimmed = tonumber(found[4] or 0),
     last = {[HISTORY] = tonumber(found[5] or 0), [PRESENCE] = tonumber(found[6] or 0)},
     age = tonumber(found[7] or 0),
+    size = tonumber(found[8] or -1),
+    presence = tonumber(found[9] or -1),
   }
   if not here.epoch and make then
     here.epoch = candidate(chance)
@@ -155,6 +158,7 @@ local function draft_at(list, first)
   }
 end
 
+-- With a negative size: as the stream was last published with, else as the rest says.
 local function retention_at(list, first)
   return {
     size = tonumber(list[first]),
@@ -208,6 +212,15 @@ local function publish(at, draft, retention, announcements, chance, known, lifet
       return {1, tonumber(offset), epoch, nonce}
     end
   end
+  if retention.size < 0 then
+    local here = stand(at, chance, false)
+    local known = here.epoch and here.size >= 0
+    retention = {
+      size = known and here.size or -1 - retention.size,
+      age = known and here.age or retention.age,
+      presence = known and here.presence or retention.presence,
+    }
+  end
   if draft.expects ~= "" then
     local _, entry, amended = kept_under(at, draft.amends, now() - retention.age)
     if not entry or (amended or data_of(entry[2][2])) ~= draft.expects then
@@ -251,7 +264,8 @@ local function publish(at, draft, retention, announcements, chance, known, lifet
       here.trimmed = offset
     end
     redis.call("HSET", at.meta, "e", epoch, "o", text(offset), "n", nonce, "t", text(here.trimmed),
-      kept, text(offset), "a", text(retention.age))
+      kept, text(offset), "a", text(retention.age), "s", text(retention.size),
+      "r", text(retention.presence))
     keep_meta(at, retention.age)
   else
     draft.payload = table.concat({

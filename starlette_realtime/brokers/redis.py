@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
-from .._redis import Health, Reader, RedisServer, RedisURL, Script, load
+from .._redis import Health, Reader, RedisServer, RedisURL, Refused, Script, load
 from .._redis.keys import (
     LARGEST_OFFSET,
+    Argument,
     chance,
     decode_publication,
     draft_arguments,
@@ -22,7 +23,7 @@ from .._redis.keys import (
     retention_arguments,
     unframe,
 )
-from ..errors import BrokerUnavailable
+from ..errors import BrokerUnavailable, ConfigurationError
 from ..events import Draft, Lane, Page, Position, Publication, Published, Recovery, Retention
 from .base import HistoryBroker, Listener
 
@@ -71,14 +72,30 @@ class RedisBroker(HistoryBroker):
             try:
                 async with reader.run():
                     self._reader = reader
-                    # Sees to it that the user may run scripts, before the first message needs it.
-                    await self._server.run(
-                        0, _FIND, [f"{self._server.keys.head(0)}m:check"], "check"
-                    )
+                    await self._check()
                     yield
             finally:
                 self._reader = self._listener = None
                 self._channels.clear()
+
+    @asynccontextmanager
+    async def publishing(self) -> AsyncIterator[None]:
+        """The lifetime of a broker that listens to nothing: inside the block it publishes and
+        reads.
+
+        Raises:
+            ConfigurationError: as `run`.
+        """
+        async with self._server.open():
+            await self._check()
+            yield
+
+    async def _check(self) -> None:
+        """See that the user may run scripts, before the first message needs it."""
+        try:
+            await self._server.run(0, _FIND, [f"{self._server.keys.head(0)}m:check"], "check")
+        except Refused as error:
+            raise ConfigurationError(f"{self._server.url}: {error}") from None
 
     def health(self) -> Health:
         """Return how the listening side is: whether announcements come through, as probes that go
@@ -90,6 +107,16 @@ class RedisBroker(HistoryBroker):
     # Publishing
 
     async def publish(self, channel: str, draft: Draft, retention: Retention) -> Published:
+        return await self._publish(channel, draft, retention_arguments(retention))
+
+    async def publish_from_outside(
+        self, channel: str, draft: Draft, default: Retention
+    ) -> Published:
+        """Publish like `publish`, and keep as much as those who published here before;
+        `default` is for a channel that nobody has published to."""
+        return await self._publish(channel, draft, retention_arguments(default, default=True))
+
+    async def _publish(self, channel: str, draft: Draft, retention: list[Argument]) -> Published:
         server = self._server
         where = partition(channel)
         if (
@@ -114,7 +141,7 @@ class RedisBroker(HistoryBroker):
             _PUBLISH,
             keys,
             *draft_arguments(draft),
-            *retention_arguments(retention),
+            *retention,
             server.keys.announcements,
             digits,
             IDEMPOTENCY_MS if draft.id else RETRY_MS,

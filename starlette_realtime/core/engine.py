@@ -501,6 +501,15 @@ class Engine:
         kept = self.retention(room.type)
         if draft.lane is Lane.HISTORY and not kept.size:
             draft = msgspec.structs.replace(draft, lane=Lane.NONE)
+        slow = room.type.options.slow
+        if slow != "disconnect" or draft.key:
+            # A connection has one queue for all its rooms: a key is the room's own.
+            key = draft.key or (draft.event if slow == "conflate" else "")
+            draft = msgspec.structs.replace(
+                draft,
+                key=f"{room.name}\0{key}" if key else "",
+                volatile=draft.volatile or (slow == "drop" and draft.lane is Lane.NONE),
+            )
         return await self.runtime.broker.publish(self.room_channel(room.name), draft, kept)
 
     async def page(self, room: Room, *, before: int | None, after: int | None, limit: int) -> Page:

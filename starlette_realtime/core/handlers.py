@@ -111,7 +111,9 @@ class Handler:
                 arguments[name] = payload.load(call.data, hint)
         if self._is_async:
             return await self._function(**arguments)
-        result = await run_sync(partial(self._function, **arguments))
+        # Abandoned when it is cancelled: a thread cannot be stopped, and nobody must wait for it.
+        call_it = partial(self._function, **arguments)
+        result = await run_sync(call_it, abandon_on_cancel=True)
         return await result if isinstance(result, Awaitable) else result
 
 

@@ -95,6 +95,10 @@ class Channel:
     def receivers(self) -> list[Receiver]:
         return [receiver for group in self.groups.values() for receiver in group.values()]
 
+    def everyone(self) -> list[Receiver]:
+        """The members, and those that are about to be."""
+        return [*self.receivers(), *(self.joining or ())]
+
 
 class _Own:
     """What one connection gets otherwise than the rest in this turn: messages of its own, each
@@ -162,8 +166,9 @@ class Hub:
 
     def go_live(self, channel: Channel, receiver: Receiver, position: Position | None) -> None:
         """Make `receiver`, which has everything up to `position`, a member."""
-        # What this turn has published so far is part of what the receiver has been given.
-        self.flush()
+        if channel.pending:
+            # What this turn has published so far is part of what the receiver has been given.
+            self.flush()
         self._stop_joining(channel, receiver)
         group = channel.groups.get(receiver.outbox.wire)
         if group is None:
@@ -328,7 +333,10 @@ class Hub:
         log, self._log = self._log, []
         own, self._own = self._own, {}
         dirty, self._dirty = self._dirty, []
-        if len(dirty) == 1:
+        if not dirty:
+            for outbox, theirs in own.items():
+                self._write(outbox, outbox.wire.frames([message for _, message in theirs.messages]))
+        elif len(dirty) == 1:
             self._flush_one(dirty[0], own)
         else:
             self._flush_many(dirty, log, own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -68,7 +69,13 @@ class Lobby:
         self._detached: dict[str, tuple[Session, Timer]] = {}
         # Sessions that are just now being taken off a connection or put onto one.
         self._moving: dict[str, anyio.Event] = {}
-        self._signer = URLSafeSerializer(engine.runtime.secret, salt=f"realtime.resume{self.ns}")
+        # The key is random and used for nothing else: deriving another from it, for each token,
+        # would gain nothing.
+        self._signer = URLSafeSerializer(
+            engine.runtime.secret,
+            salt=f"realtime.resume{self.ns}",
+            signer_kwargs={"key_derivation": "none", "digest_method": hashlib.sha256},
+        )
 
     async def authenticate(self, credentials: Credentials) -> User | None:
         """Return who shows `credentials`; None for an anonymous client that may be one.
@@ -126,10 +133,13 @@ class Lobby:
         async def open_() -> None:
             nonlocal opened
             opened = True
-            for name in self._own_channels(session):
-                channel = self.hub.channel(name, self.ns, None)
-                await self.runtime.subscribe(channel)
-                self.hub.go_live(channel, session, None)
+            # About to be a member first: nobody lets go of a channel that has one.
+            channels = [
+                self.hub.channel(name, self.ns, None) for name in self._own_channels(session)
+            ]
+            for channel in channels:
+                self.hub.begin(channel, session)
+            await self.runtime.subscribe(*channels)
             await self._put(session)
 
         try:
@@ -146,6 +156,9 @@ class Lobby:
         self._set_bucket(session)
         self.set_expiry(session)
         self._greet(session, resumed is not None)
+        # Nothing comes before the greeting.
+        for name in self._own_channels(session):
+            self.hub.go_live(self.hub.channel(name, self.ns, None), session, None)
         if self.namespace.observed("connection"):
             await self.namespace.emit(Happening(name="connection", session=session))
         for number, asked in (session.requests or {}).items():
@@ -155,6 +168,7 @@ class Lobby:
     async def _abandon(self, session: Session, resumed: bool) -> None:
         """Undo an opening that failed. What was there before may be resumed again."""
         self._close_own_channels(session)
+        await self.engine.rooms.let_go(session, replaced=False, linger=resumed)
         if resumed:
             self._keep(session)
         else:
@@ -172,7 +186,7 @@ class Lobby:
             ping_timeout=int(options.ping_timeout * 1000),
             max_payload=options.max_payload,
             resume=str(
-                self._signer.dumps([session.id, session.generation, session.user_id])
+                self._signer.dumps([self.ns, session.id, session.generation, session.user_id])
                 if options.resume_window
                 else ""
             ),
@@ -224,10 +238,10 @@ class Lobby:
         if not token or not self.options.resume_window or len(token) > 1024:
             return None
         try:
-            id, generation, user_id = self._signer.loads(token)
+            ns, id, generation, user_id = self._signer.loads(token)
         except (BadData, ValueError, TypeError):
             return None
-        if user_id != (user.id if user is not None else None):
+        if ns != self.ns or user_id != (user.id if user is not None else None):
             return None
         return id, generation
 
@@ -295,7 +309,7 @@ class Lobby:
                 logger.exception("the handler of %r raised", publication.event)
             return
         data = payload.load(publication.data)
-        for receiver in channel.receivers():
+        for receiver in channel.everyone():
             if not isinstance(receiver, Session):
                 continue
             if publication.event == "$replaced" and receiver.generation < data:

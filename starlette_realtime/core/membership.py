@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from ..protocols import payload
 from .handlers import Call
 from .hub import Channel
 from .namespace import Happening
-from .outbox import Joined, Wire
+from .outbox import Joined, Outbox, Wire
 from .recovery import Gap, merge
 from .room import Room
 from .router import RoomType
@@ -61,6 +62,8 @@ class Membership:
         self.hub = engine.hub
         self.presence = engine.presence
         self.namespace = engine.namespace
+        # What is under way of a session in a room.
+        self._moving: dict[tuple[Session, str], anyio.Event] = {}
 
     async def join(
         self,
@@ -76,22 +79,59 @@ class Membership:
         Raises:
             UnknownRoom, AccessDenied, LimitExceeded, BrokerUnavailable: it is no member.
         """
-        existing = session.memberships.get(name)
-        if existing is not None:
-            member = existing
-        else:
-            room_type, params = self.namespace.router.match(name)
-            if 0 < self.options.max_rooms <= len(session.memberships):
-                raise LimitExceeded(f"Limit exceeded: at most {self.options.max_rooms} rooms")
-            room = Room(self.engine, name, room_type, params)
-            channel = Channel(self.engine.room_channel(name), self.ns, name)
-            member = Member(session, room, room_type, channel, params)
-            await self._authorize(member)
+        member = session.memberships.get(name) or await self._candidate(session, name)
+        async with self._alone(session, name):
+            existing = session.memberships.get(name)
+            arrived = await self._bring_in(existing or member, since, id, reply, existing is None)
+        if arrived:
+            await self._hooks(member, member.room_type.joiners)
+            if self.namespace.observed("room-joined"):
+                await self.namespace.emit(
+                    Happening(name="room-joined", session=session, member=member, room=name)
+                )
+
+    @asynccontextmanager
+    async def _alone(self, session: Session, name: str) -> AsyncIterator[None]:
+        """One coming or going of a session in a room at a time, whoever asks for it: the client's
+        commands are in order, but the app may let it join or leave at any moment."""
+        key = (session, name)
+        while (other := self._moving.get(key)) is not None:
+            await other.wait()
+        done = self._moving[key] = anyio.Event()
+        try:
+            yield
+        finally:
+            del self._moving[key]
+            done.set()
+
+    async def _candidate(self, session: Session, name: str) -> Member:
+        """Return what may become a member."""
+        room_type, params = self.namespace.router.match(name)
+        if 0 < self.options.max_rooms <= len(session.memberships):
+            raise LimitExceeded(f"Limit exceeded: at most {self.options.max_rooms} rooms")
+        room = Room(self.engine, name, room_type, params)
+        channel = Channel(self.engine.room_channel(name), self.ns, name)
+        member = Member(session, room, room_type, channel, params)
+        await self._authorize(member)
+        return member
+
+    async def _bring_in(
+        self,
+        member: Member,
+        since: Position | None,
+        id: int | str | None,
+        reply: Reply | None,
+        new: bool,
+    ) -> bool:
+        """Return whether the room sees it arrive: not if it was there, or never seen gone."""
+        session, name = member.session, member.room.name
         channel = member.channel = self.hub.channel(member.channel.name, self.ns, name)
-        if existing is not None:
+        if not new:
             # It asks again, perhaps with a position: it gets what it asks for as if it were new.
             self.hub.flush()
             self.hub.remove(channel, session)
+        if since is not None:
+            await self._wait_for_room_in(session.outbox)
         self.hub.begin(channel, session)
         try:
             await self.runtime.subscribe(channel)
@@ -100,25 +140,31 @@ class Membership:
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._abandon(member)
+            if not new:
+                self.runtime.spawn(self.tell_left, member)
             raise
         # No step of the event loop from here to going live.
         wire = session.outbox.wire
         message = reply(wire, joined) if reply else wire.joined(self.ns, joined, id)
+        if missed:
+            # It asked for them: a client that was closed for being slow must be able to recover.
+            session.outbox.limit = self.options.max_queued + sum(map(len, missed)) + len(missed)
         self.hub.go_live(channel, session, position)
         self.hub.push(session, *([message] if message else []), *missed)
         session.memberships[name] = member
         if session.connection.gone:
-            # It went away while another task let it join.
-            del session.memberships[name]
-            await self.depart(member)
-            return
+            # It went away while another task let it join: nobody was told of it.
+            await self._abandon(member)
+            return False
         lingered = session.stop_lingering(name)
-        if existing is None and not lingered:
-            await self._hooks(member, member.room_type.joiners)
-            if self.namespace.observed("room-joined"):
-                await self.namespace.emit(
-                    Happening(name="room-joined", session=session, member=member, room=name)
-                )
+        return new and not lingered
+
+    async def _wait_for_room_in(self, outbox: Outbox) -> None:
+        """Let a client take what it has recovered before it recovers more."""
+        while outbox.size > self.options.max_queued // 2 and not outbox.closed:  # noqa: ASYNC110
+            # Seldom, and for this client alone: an event would cost every outbox its memory.
+            await anyio.sleep(0.05)
+        outbox.limit = self.options.max_queued
 
     async def _authorize(self, member: Member) -> None:
         user = member.user
@@ -357,16 +403,23 @@ class Membership:
         Raises:
             NotInRoom: it is not in it.
         """
-        member = session.memberships.pop(name, None)
-        if member is None:
-            raise NotInRoom
-        # What was published while it was a member is still for it.
-        self.hub.flush()
+        async with self._alone(session, name):
+            member = session.memberships.pop(name, None)
+            if member is None:
+                raise NotInRoom
+            # What was published while it was a member is still for it.
+            self.hub.flush()
+            with anyio.CancelScope(shield=True):
+                await self._go(member)
         with anyio.CancelScope(shield=True):
-            await self.depart(member)
+            await self.tell_left(member)
 
     async def depart(self, member: Member) -> None:
         """End a membership now: hub, presence, hooks."""
+        await self._go(member)
+        await self.tell_left(member)
+
+    async def _go(self, member: Member) -> None:
         self.detach(member)
         if self._is_present(member):
             try:
@@ -374,7 +427,6 @@ class Membership:
             except BrokerUnavailable:
                 # Nobody renews the lease any more, so it ends by itself.
                 logger.warning("leaving %s must wait for the backend", member.room.name)
-        await self.tell_left(member)
 
     def detach(self, member: Member) -> None:
         """Deliver nothing more to a member."""

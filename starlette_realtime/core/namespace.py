@@ -17,7 +17,7 @@ from ..protocols import payload
 from .handlers import Handler, caller_locals
 from .hub import Channel
 from .online import Online
-from .router import Feature, RoomOptions, RoomType, Router, _check_event_name
+from .router import Feature, RoomOptions, RoomType, Router, Slow, _check_event_name
 from .session import Member, Session
 
 if TYPE_CHECKING:
@@ -79,10 +79,11 @@ class Signal(msgspec.Struct, frozen=True):
 
     @property
     def sessions(self) -> list[Session]:
-        """The channel's members on this process, without the one that is to be left out."""
+        """The channel's members on this process, those that connect just now included, without the
+        one that is to be left out."""
         return [
             receiver
-            for receiver in self.channel.receivers()
+            for receiver in self.channel.everyone()
             if isinstance(receiver, Session) and receiver.id != self.publication.exclude
         ]
 
@@ -131,6 +132,7 @@ class Namespace:
         recent: int | None = None,
         presence: Literal["full", "counts", "none"] = "full",
         broadcast: bool = True,
+        slow: Slow = "disconnect",
     ) -> RoomType:
         """Add a kind of room: every name that fits `pattern`, written as Starlette's routes are,
         without the leading slash: `"chat/{room_id:int}"`. See `RoomOptions` for the rest."""
@@ -140,6 +142,7 @@ class Namespace:
             recent=recent,
             presence=presence,
             broadcast=broadcast,
+            slow=slow,
         )
         room_type = RoomType(pattern, options, features)
         self.router.add(room_type)

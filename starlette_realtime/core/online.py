@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ..errors import BrokerUnavailable
 from ..events import Draft, Lane, Retention
 from ..protocols import payload
 from .session import Session, new_id
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .namespace import Happening, Namespace, Signal
+    from .namespace import CallNext, ConnectionContext, Namespace, Signal
+
+logger = logging.getLogger("starlette_realtime")
 
 OFFLINE = "offline"
 _READERS = 16
@@ -38,7 +42,8 @@ class Online:
         self._changed: list[Callable[[Session, str, str], Awaitable[Any]]] = []
         # Status changes under way on this process, by user: the newest one waits.
         self._waiting: dict[tuple[str, str], tuple[str, str] | None] = {}
-        namespace.on("connection")(self._arrive)
+        # Before the client is told that it is connected: from then on it counts.
+        namespace.middleware("connection")(self._arrive)
         namespace.signal("$status")(self._take)
 
     def channel(self, engine: Engine, user_id: str) -> str:
@@ -83,19 +88,30 @@ class Online:
             raise errors[0]
         return {user_id: found[user_id] for user_id in wanted}
 
-    async def _arrive(self, happening: Happening) -> None:
-        session = happening.session
+    async def _arrive(self, context: ConnectionContext, call_next: CallNext) -> None:
+        await call_next()
+        session = context.session
         if session.user is None:
             return
         engine = session.engine
-        own = self.channel(engine, session.user.id)
-        page = await engine.presence.members(own, limit=1)
-        if page.members and page.members[0].status != session.status:
-            session.status = page.members[0].status
-            await engine.lobby.save(session)
-        await self._hold(session)
+        try:
+            own = self.channel(engine, session.user.id)
+            page = await engine.presence.members(own, limit=1)
+            if page.members and page.members[0].status != session.status:
+                session.status = page.members[0].status
+                await engine.lobby.save(session)
+            await self._hold(session)
+        except BrokerUnavailable:
+            # Made good when the leases are renewed.
+            logger.warning("presence must wait for the backend")
+            self._remember(session)
 
     async def _hold(self, session: Session) -> None:
+        for channel, drafts in self._remember(session).items():
+            await session.engine.rooms.hold(session, channel, *drafts)
+
+    def _remember(self, session: Session) -> dict[str, tuple[Draft | None, Draft | None]]:
+        """Note the channels in which a session is to be present, and what announces it."""
         engine = session.engine
         assert session.user_id is not None
         # One that is not to be seen comes and goes without a word.
@@ -103,10 +119,11 @@ class Online:
         arrival = self._draft(session.user_id, session.status) if shown else None
         departure = self._draft(session.user_id, OFFLINE) if shown else _SILENCE
         own = self.channel(engine, session.user_id)
+        told: dict[str, tuple[Draft | None, Draft | None]] = {own: (arrival, departure)}
         if self.everyone:
-            await engine.rooms.hold(session, own, None, None)
-            own = engine.everyone_channel
-        await engine.rooms.hold(session, own, arrival, departure)
+            told = {own: (None, None), engine.everyone_channel: (arrival, departure)}
+        session.held = {**(session.held or {}), **told}
+        return told
 
     def _draft(self, user_id: str, status: str) -> Draft:
         data = payload.dump({"userId": user_id, "status": status})

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from starlette.convertors import Convertor
 
 F = TypeVar("F", bound=Callable[..., Any])
+Slow = Literal["disconnect", "drop", "conflate"]
 Recent = Callable[[Sequence[Publication]], list[Any]]
 Missed = Callable[[Sequence[Publication]], Sequence[Publication]]
 
@@ -64,6 +65,10 @@ class RoomOptions:
     """Whether members are listed and announced, only counted, or neither."""
     broadcast: bool = True
     """Whether members may `broadcast`."""
+    slow: Slow = "disconnect"
+    """What a member gets that reads too slowly: everything, until too much waits and it is closed
+    with a code that makes it come back and recover (disconnect); everything that is kept, and what
+    is not kept only while it keeps up (drop); of each event only the latest (conflate)."""
 
 
 def event(name: str) -> Callable[[F], F]:
@@ -100,6 +105,7 @@ class RoomType:
         self.joiners: list[Handler] = []
         self.leavers: list[Handler] = []
         self.recent: Recent | None = None
+        self._around: Mapping[str, Any] | None = None
         self.missed: Missed | None = None
         self._followers: dict[str, list[Handler]] = {}
         for feature in features:
@@ -190,22 +196,27 @@ class RoomType:
     def __call__(self, cls: type) -> type:
         """Register the methods of a handler class; one instance serves all rooms of this kind."""
         instance = cls()
-        for name in dir(cls):
-            if name.startswith("__"):
-                continue
-            method = getattr(instance, name)
-            marked = getattr(method, "__realtime_event__", None)
-            if marked is not None:
-                self.on(marked)(method)
-            elif name in ("authorize", "on_join", "on_leave"):
-                getattr(self, name)(method)
+        # What stands around the class is out of sight of the methods' own registration.
+        self._around = {**caller_locals(), **vars(cls)}
+        try:
+            for name in dir(cls):
+                if name.startswith("__"):
+                    continue
+                method = getattr(instance, name)
+                marked = getattr(method, "__realtime_event__", None)
+                if marked is not None:
+                    self.on(marked)(method)
+                elif name in ("authorize", "on_join", "on_leave"):
+                    getattr(self, name)(method)
+        finally:
+            self._around = None
         return cls
 
     def _handler(self, function: Function, *, payload: bool = False) -> Handler:
         return Handler(
             function,
             {"room": Room, "member": Member},
-            locals_=caller_locals(3),
+            locals_=caller_locals(3) if self._around is None else self._around,
             payload=payload,
             params=self.params,
         )

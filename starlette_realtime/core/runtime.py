@@ -6,8 +6,8 @@ import logging
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from ..brokers.base import Broker, HistoryBroker
 from ..errors import BrokerUnavailable, CloseCode, ConfigurationError, LimitExceeded
@@ -69,7 +70,10 @@ class Runtime:
         self.reads: OncePerTurn[Any, Any] = OncePerTurn()
         self._buckets: dict[str, SharedBucket] = {}
         self._proxies = networks(options.trusted_proxies)
-        self._subscribing: dict[str, anyio.Event] = {}
+        # Channels whose subscription is being changed, and who waits for that.
+        self._changing: dict[str, anyio.Event | None] = {}
+        self._released: dict[Channel, None] = {}
+        self._releasing = False
         self._empty = anyio.Event()
         self._to_start: deque[tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]] = deque()
         self._start_wake = anyio.Event()
@@ -135,45 +139,82 @@ class Runtime:
     def _control(self, channel: Channel, publication: Publication) -> None:
         self.engines[channel.ns].lobby.control(channel, publication)
 
-    async def subscribe(self, channel: Channel) -> None:
-        """Make sure the broker sends what is published to `channel`."""
-        while not channel.subscribed:
-            under_way = self._subscribing.get(channel.name)
-            if under_way is not None:
-                await under_way.wait()
+    async def subscribe(self, *channels: Channel) -> None:
+        """Make sure the broker sends what is published to `channels`."""
+        while missing := [channel for channel in channels if not channel.subscribed]:
+            mine = [channel for channel in missing if channel.name not in self._changing]
+            if not mine:
+                await self._changed(missing[0].name)
                 continue
-            done = self._subscribing[channel.name] = anyio.Event()
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self.broker.subscribe([channel.name])
-                channel.subscribed = True
-            finally:
-                del self._subscribing[channel.name]
-                done.set()
+            with self._change(mine), anyio.CancelScope(shield=True):
+                await self.broker.subscribe([channel.name for channel in mine])
+                for channel in mine:
+                    channel.subscribed = True
+
+    @contextmanager
+    def _change(self, channels: Iterable[Channel]) -> Iterator[None]:
+        """Change subscriptions that nobody else changes meanwhile."""
+        for channel in channels:
+            self._changing[channel.name] = None
+        try:
+            yield
+        finally:
+            for channel in channels:
+                done = self._changing.pop(channel.name)
+                if done is not None:
+                    done.set()
+
+    async def _changed(self, name: str) -> None:
+        """Wait until nobody changes this subscription any more."""
+        if name in self._changing:
+            done = self._changing[name]
+            if done is None:
+                # Made by the first one who waits: mostly nobody does.
+                done = self._changing[name] = anyio.Event()
+            await done.wait()
 
     def release(self, channel: Channel) -> None:
         """Let go of `channel` if nobody here is in it any more."""
         if channel.idle and self.hub.channels.get(channel.name) is channel:
-            self.tasks.start_soon(self._unsubscribe, channel)
+            self._released[channel] = None
+            if not self._releasing:
+                self._releasing = True
+                self.spawn(self._unsubscribe_released)
 
-    async def _unsubscribe(self, channel: Channel) -> None:
-        while channel.idle and channel.name in self._subscribing:
-            await self._subscribing[channel.name].wait()
-        if not channel.idle or self.hub.channels.get(channel.name) is not channel:
-            return
-        done = self._subscribing[channel.name] = anyio.Event()
+    async def _unsubscribe_released(self) -> None:
         try:
-            # From here on a join finds the channel unsubscribed, and waits for its turn.
-            channel.subscribed = False
-            channel.epoch = None
-            await self.broker.unsubscribe([channel.name])
-        except BrokerUnavailable:
-            logger.warning("could not unsubscribe from %s", channel.name)
+            while self._released:
+                # All that one turn lets go of is one request to the broker.
+                await checkpoint()
+                released, self._released = list(self._released), {}
+                for channel in released:
+                    await self._changed(channel.name)
+                gone = [
+                    channel
+                    for channel in released
+                    if channel.idle
+                    and channel.name not in self._changing
+                    and self.hub.channels.get(channel.name) is channel
+                ]
+                await self._unsubscribe(gone)
         finally:
-            del self._subscribing[channel.name]
-            done.set()
-        if channel.idle:
-            self.hub.forget(channel)
+            self._releasing = False
+
+    async def _unsubscribe(self, channels: list[Channel]) -> None:
+        if not channels:
+            return
+        with self._change(channels):
+            for channel in channels:
+                # From here on a join finds the channel unsubscribed, and waits for its turn.
+                channel.subscribed = False
+                channel.epoch = None
+            try:
+                await self.broker.unsubscribe([channel.name for channel in channels])
+            except BrokerUnavailable:
+                logger.warning("%d channels could not be unsubscribed from", len(channels))
+        for channel in channels:
+            if channel.idle and not channel.subscribed:
+                self.hub.forget(channel)
 
     # Holes
 

@@ -119,6 +119,7 @@ class Session:
 
     __slots__ = (
         "_data",
+        "_state",
         "bucket",
         "closed",
         "connection",
@@ -159,6 +160,7 @@ class Session:
         # Messages that wait for an answer, to be sent again after a reconnect.
         self.requests: dict[int, Asked] | None = None
         self._data: dict[str, Any] | None = None
+        self._state: dict[object, Any] | None = None
 
     @property
     def user_id(self) -> str | None:
@@ -178,6 +180,13 @@ class Session:
         if self._data is None:
             self._data = {}
         return self._data
+
+    @property
+    def state(self) -> dict[object, Any]:
+        """What features keep of this session, each under itself."""
+        if self._state is None:
+            self._state = {}
+        return self._state
 
     @property
     def rooms(self) -> tuple[str, ...]:
@@ -221,14 +230,15 @@ class Session:
             self.listening = set()
         self.listening.add(channel)
         found = self.engine.hub.channel(channel, self.namespace, None)
+        # A member first: nobody lets go of a channel that has one.
+        self.engine.hub.go_live(found, self, None)
         try:
             await self.engine.runtime.subscribe(found)
         except BaseException:
             self.unlisten(channel)
             raise
-        if channel in self.listening and not self.connection.gone:
-            self.engine.hub.go_live(found, self, None)
-        else:
+        if channel not in self.listening or self.connection.gone:
+            self.engine.hub.remove(found, self)
             self.engine.runtime.release(found)
 
     def unlisten(self, channel: str) -> None:

@@ -85,7 +85,8 @@ class _Batch(Generic[Request, Answer]):
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.done = anyio.Event()
+        # Made by the second one who asks: most ask alone.
+        self.done: anyio.Event | None = None
         self.answer: Answer | None = None
         self.error: Exception | None = None
 
@@ -112,6 +113,8 @@ class OncePerTurn(Generic[Request, Answer]):
         batch = self._open.get(key)
         if batch is not None:
             batch.requests.append(request)
+            if batch.done is None:
+                batch.done = anyio.Event()
             await batch.done.wait()
         else:
             batch = self._open[key] = _Batch()
@@ -126,7 +129,8 @@ class OncePerTurn(Generic[Request, Answer]):
                     self._open.pop(key, None)
                     batch.error = error
                 finally:
-                    batch.done.set()
+                    if batch.done is not None:
+                        batch.done.set()
         if batch.error is not None:
             raise batch.error
         if batch.answer is None:

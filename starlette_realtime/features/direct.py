@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ..core.namespace import Happening, Namespace, Signal
+from ..core.namespace import CallNext, ConnectionContext, Happening, Namespace, Signal
 from ..core.online import OFFLINE
 from ..core.session import Session, new_id
 from ..errors import (
@@ -16,6 +16,7 @@ from ..errors import (
     BrokerUnavailable,
     ClientError,
     CloseCode,
+    CloseConnection,
     InvalidMessage,
     TooLarge,
 )
@@ -157,13 +158,13 @@ class DirectMessages:
         self.age = age
         self.may_message = may_message
         self.receipts = receipts
-        self._devices: dict[Session, _Device] = {}
 
     def install_namespace(self, target: Namespace) -> None:
-        # It knows who is online, and is told of a connection before this is.
+        # Asked for, so that it is known who is online.
         target.online  # noqa: B018
+        # A device is there before its client is told that it is connected.
+        target.middleware("connection")(self._open)
         target.on("connection")(self._connected)
-        target.on("disconnection")(self._disconnected)
         target.event("private-message")(self.send)
         target.event("ack-messages")(self.acknowledge)
         target.event("mark-read")(self.mark_read)
@@ -231,33 +232,43 @@ class DirectMessages:
 
     async def _has_own(self, session: Session, offset: int) -> None:
         """A device that has acknowledged all that came before need not acknowledge its own."""
-        device = self._devices.get(session)
+        device = self._device_of(session)
         if device is not None and device.acknowledged == offset - 1:
             device.acknowledged = offset
             await session.engine.runtime.inbox.acknowledge(device.user_id, device.id, offset)
 
     # Receiving
 
-    async def _connected(self, happening: Happening) -> None:
-        session = happening.session
+    def _device_of(self, session: Session) -> _Device | None:
+        device = session.state.get(self)
+        return device if isinstance(device, _Device) else None
+
+    async def _open(self, context: ConnectionContext, call_next: CallNext) -> None:
+        await call_next()
+        session = context.session
         if session.user_id is None:
             return
-        device = self._devices[session] = _Device(session)
-        inbox = session.engine.runtime.inbox
+        device = session.state[self] = _Device(session)
         try:
-            device.acknowledged, end = await inbox.open(session.user_id, device.id)
-            device.backlog_sent = device.acknowledged
-            device.backlog_end = device.sent = end
+            device.acknowledged, end = await session.engine.runtime.inbox.open(
+                session.user_id, device.id
+            )
+        except BrokerUnavailable:
+            # Better no connection than one that lacks messages without a word.
+            raise _unreadable() from None
+        device.backlog_sent = device.acknowledged
+        device.backlog_end = device.sent = end
+
+    async def _connected(self, happening: Happening) -> None:
+        device = self._device_of(happening.session)
+        if device is None:
+            return
+        try:
             await self._send_pending(device)
             await self._catch_up(device)
         except BrokerUnavailable:
-            # Better no connection than one that lacks messages without a word.
-            session.disconnect(CloseCode.SERVER_ERROR, "private messages can't be read now")
-
-    async def _disconnected(self, happening: Happening) -> None:
-        device = self._devices.get(happening.session)
-        if device is not None and happening.session.connection.gone:
-            del self._devices[happening.session]
+            error = _unreadable()
+            happening.session.disconnect(error.code, error.reason)
 
     async def _send_pending(self, device: _Device) -> None:
         if device.backlog_sent >= device.backlog_end:
@@ -278,8 +289,7 @@ class DirectMessages:
     def _arrived(self, signal: Signal) -> None:
         sender, message = _told.decode(signal.publication.data)
         for session in signal.sessions:
-            device = self._devices.get(session)
-            # Without a device it has yet to read its stream.
+            device = self._device_of(session)
             if device is None or message.offset <= device.sent:
                 continue
             if device.busy or message.offset != device.sent + 1:
@@ -291,7 +301,7 @@ class DirectMessages:
 
     def _interrupted(self, signal: Signal) -> None:
         for session in signal.sessions:
-            device = self._devices.get(session)
+            device = self._device_of(session)
             if device is not None and signal.channel.name == session.engine.user_channel(
                 device.user_id
             ):
@@ -307,7 +317,7 @@ class DirectMessages:
         """Send what the device was not told of, or could not take at the time, in order."""
         session = device.session
         try:
-            while device.again and self._devices.get(session) is device:
+            while device.again and self._device_of(session) is device:
                 device.again = False
                 page = await session.engine.runtime.inbox.after(
                     device.user_id, device.sent, limit=session.engine.options.page_limit
@@ -334,7 +344,7 @@ class DirectMessages:
         return {"success": True, "upTo": device.acknowledged}
 
     def _device(self, session: Session) -> _Device:
-        device = self._devices.get(session)
+        device = self._device_of(session)
         if device is None:
             raise AccessDenied
         return device
@@ -424,6 +434,10 @@ def _fitting(letters: Iterable[Letter]) -> Sequence[Letter]:
             break
         fitting.append(letter)
     return fitting
+
+
+def _unreadable() -> CloseConnection:
+    return CloseConnection(CloseCode.SERVER_ERROR, "private messages can't be read now")
 
 
 def _user_id(session: Session) -> str:

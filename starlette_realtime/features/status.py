@@ -18,6 +18,9 @@ MAX_STATUS = 100
 MAX_ASKED = 100
 """Users one message may ask about."""
 
+_STALE = 5.0
+"""Seconds after which a timer that has not come was one of a server that was stopped."""
+
 UserId = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 MaySee = Callable[[Session, str], Awaitable[bool]]
 
@@ -58,10 +61,11 @@ class Statuses(msgspec.Struct):
 class _Slot:
     """The last `interval` of a user: the status that waits for it to be over."""
 
-    __slots__ = ("status",)
+    __slots__ = ("since", "status")
 
     def __init__(self) -> None:
         self.status: str | None = None
+        self.since = time.monotonic()
 
 
 class Presence:
@@ -129,21 +133,23 @@ class Presence:
             status = OFFLINE
         key = (session.namespace, user_id)
         slot = self._slots.get(key)
-        if slot is not None:
+        if slot is not None and time.monotonic() - slot.since < self.interval + _STALE:
             slot.status = status
         elif status != session.status:
             await self._change(session, key, status)
         return StatusReply(success=True, status=status, timestamp=_now())
 
     async def _change(self, session: Session, key: tuple[str, str], status: str) -> None:
-        self._slots[key] = _Slot()
+        slot = self._slots[key] = _Slot()
         try:
             await session.engine.namespace.online.change(session, status)
         finally:
-            session.engine.runtime.later(self.interval, self._settle, session, key)
+            session.engine.runtime.later(self.interval, self._settle, session, key, slot)
 
-    async def _settle(self, session: Session, key: tuple[str, str]) -> None:
-        slot = self._slots.pop(key)
+    async def _settle(self, session: Session, key: tuple[str, str], slot: _Slot) -> None:
+        if self._slots.get(key) is not slot:
+            return
+        del self._slots[key]
         if slot.status is not None and slot.status != session.status:
             await self._change(session, key, slot.status)
 

@@ -23,10 +23,21 @@ _offset = attrgetter("offset")
 class _Stream:
     """What is kept of one user."""
 
-    __slots__ = ("age", "arrived", "by_id", "cursors", "end", "furthest", "gone", "letters")
+    __slots__ = (
+        "age",
+        "arrived",
+        "by_id",
+        "cursors",
+        "end",
+        "furthest",
+        "gone",
+        "letters",
+        "opened",
+    )
 
     def __init__(self) -> None:
         self.end = 0
+        self.opened = False
         self.letters: dict[str, deque[Letter]] = {}
         # Offset → when it was kept (seconds) and the peer whose conversation has it, all in order.
         self.arrived: OrderedDict[int, tuple[float, str]] = OrderedDict()
@@ -79,7 +90,8 @@ class MemoryInbox(InboxStore):
 
     Args:
         max_users: streams kept at most; beyond, the one that was used longest ago is forgotten.
-            Those that never had a letter are counted apart, so that they push no others out.
+            Those that never had a letter, and those whose user was never here, are counted apart,
+            so that neither a crowd nor letters to made-up users push anyone's letters out.
         clock: seconds, of any origin.
     """
 
@@ -88,44 +100,45 @@ class MemoryInbox(InboxStore):
     ) -> None:
         self._clock = clock
         self._max = max_users
-        self._streams: OrderedDict[str, _Stream] = OrderedDict()
-        self._blank: OrderedDict[str, _Stream] = OrderedDict()
+        # Without letters; with letters, but nobody to read them yet; with both.
+        self._tiers: tuple[OrderedDict[str, _Stream], ...] = (
+            OrderedDict(),
+            OrderedDict(),
+            OrderedDict(),
+        )
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            self._streams.clear()
-            self._blank.clear()
+            for tier in self._tiers:
+                tier.clear()
 
     def _known(self, owner_id: str) -> _Stream | None:
         """The stream of a user who has one: looking makes none."""
-        stream = self._streams.get(owner_id)
-        if stream is not None:
-            self._streams.move_to_end(owner_id)
-            stream.expire(self._clock())
-        return stream
+        for tier in reversed(self._tiers):
+            stream = tier.get(owner_id)
+            if stream is not None:
+                tier.move_to_end(owner_id)
+                stream.expire(self._clock())
+                return stream
+        return None
 
-    def _stream(self, owner_id: str) -> _Stream:
-        stream = self._known(owner_id) or self._blank.get(owner_id)
-        if stream is None:
-            stream = self._blank[owner_id] = _Stream()
-            if len(self._blank) > self._max:
-                self._blank.popitem(last=False)
-        return stream
-
-    def _begin(self, owner_id: str) -> _Stream:
-        stream = self._streams[owner_id] = self._stream(owner_id)
-        self._blank.pop(owner_id, None)
-        if len(self._streams) > self._max:
-            self._streams.popitem(last=False)
-        return stream
+    def _place(self, owner_id: str, stream: _Stream) -> None:
+        """Put a stream where it belongs now."""
+        tier = self._tiers[0 if not stream.end else 2 if stream.opened else 1]
+        if owner_id not in tier:
+            for other in self._tiers:
+                other.pop(owner_id, None)
+            tier[owner_id] = stream
+            if len(tier) > self._max:
+                tier.popitem(last=False)
 
     async def append(
         self, owner_id: str, letter: Letter, *, size: int, per_peer: int, age: float
     ) -> Kept:
-        stream, now = self._known(owner_id) or self._begin(owner_id), self._clock()
+        stream, now = self._known(owner_id) or _Stream(), self._clock()
         stream.age = age
         stream.expire(now)
         known = stream.by_id.get(letter.id)
@@ -140,6 +153,7 @@ class MemoryInbox(InboxStore):
         stream.arrived[kept.offset] = (now, peer)
         stream.by_id[kept.id] = kept.offset
         stream.trim(peer, size, per_peer, now)
+        self._place(owner_id, stream)
         return Kept(kept)
 
     async def after(self, owner_id: str, offset: int, *, limit: int) -> Letters:
@@ -158,21 +172,23 @@ class MemoryInbox(InboxStore):
         return Letters(chosen, more=len(offsets) > limit)
 
     async def open(self, owner_id: str, device_id: str) -> tuple[int, int]:
-        stream = self._stream(owner_id)
-        return self._move(stream, device_id, 0), stream.end
+        return self._move(owner_id, device_id, 0)
 
     async def acknowledge(self, owner_id: str, device_id: str, offset: int) -> int:
-        stream = self._stream(owner_id)
-        return self._move(stream, device_id, min(offset, stream.end))
+        return self._move(owner_id, device_id, offset)[0]
 
-    def _move(self, stream: _Stream, device_id: str, offset: int) -> int:
+    def _move(self, owner_id: str, device_id: str, offset: int) -> tuple[int, int]:
+        stream = self._known(owner_id) or _Stream()
+        stream.opened = True
+        self._place(owner_id, stream)
+        offset = min(offset, stream.end)
         cursor = max(stream.cursors.get(device_id, stream.furthest), offset)
         stream.cursors[device_id] = cursor
         stream.cursors.move_to_end(device_id)
         if len(stream.cursors) > MAX_DEVICES:
             stream.cursors.popitem(last=False)
         stream.furthest = max(stream.furthest, cursor)
-        return cursor
+        return cursor, stream.end
 
     async def conversation(
         self, owner_id: str, peer_id: str, *, before: int | None = None, limit: int

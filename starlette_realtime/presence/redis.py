@@ -23,10 +23,6 @@ from .._redis.keys import (
 from ..events import Draft, MemberInfo, Retention
 from .base import Counts, Lease, MemberPage, PresenceStore
 
-RENEWED_AT_ONCE: Final = 256
-"""Leases that one script renews."""
-_ABREAST: Final = 16
-
 _ENTER = load(__package__, "leases.lua", "enter.lua")
 _LEAVE = load(__package__, "leases.lua", "leave.lua")
 _RENEW = load(__package__, "leases.lua", "renew.lua")
@@ -99,7 +95,6 @@ class RedisPresence(PresenceStore):
     async def renew(self, leases: Iterable[tuple[str, str]], ttl: float) -> list[tuple[str, str]]:
         asked = list(leases)
         gone: set[int] = set()
-        limit = asyncio.Semaphore(_ABREAST)
 
         async def renew(where: int, batch: list[int]) -> None:
             by_channel: dict[str, list[int]] = {}
@@ -110,23 +105,13 @@ class RedisPresence(PresenceStore):
                 arguments.append(len(indexes))
                 arguments += [asked[index][1] for index in indexes]
             keys = [self._server.keys.meta(channel) for channel in by_channel]
-            async with limit:
-                missing = await self._server.run(where, _RENEW, keys, *arguments)
+            missing = await self._server.run(where, _RENEW, keys, *arguments)
             order = [index for indexes in by_channel.values() for index in indexes]
             gone.update(order[place - 1] for place in missing)
 
-        await asyncio.gather(*(renew(where, batch) for where, batch in self._batches(asked)))
+        batches = self._server.batches([channel for channel, _ in asked])
+        await asyncio.gather(*(renew(*batch) for batch in batches))
         return [lease for index, lease in enumerate(asked) if index in gone]
-
-    def _batches(self, asked: list[tuple[str, str]]) -> Iterable[tuple[int, list[int]]]:
-        """Return which leases go into one script: of one partition in a Cluster, else any."""
-        by_partition: dict[int, list[int]] = {}
-        for index, (channel, _) in enumerate(asked):
-            where = partition(channel) if self._server.keys.sharded else 0
-            by_partition.setdefault(where, []).append(index)
-        for where, indexes in by_partition.items():
-            for start in range(0, len(indexes), RENEWED_AT_ONCE):
-                yield where, indexes[start : start + RENEWED_AT_ONCE]
 
     async def update(
         self, channel: str, session_id: str, *, user: bytes | None, status: str | None
@@ -165,13 +150,8 @@ class RedisPresence(PresenceStore):
         ends = [keys.ends(where) for where in range(PARTITIONS)]
         if not keys.sharded:
             return await self._expire(0, ends)
-        limit = asyncio.Semaphore(_ABREAST)
-
-        async def expire(where: int) -> int:
-            async with limit:
-                return await self._expire(where, [ends[where]])
-
-        return sum(await asyncio.gather(*map(expire, range(PARTITIONS))))
+        calls = (self._expire(where, [ends[where]]) for where in range(PARTITIONS))
+        return sum(await asyncio.gather(*calls))
 
     async def _expire(self, where: int, ends: list[str]) -> int:
         removed: int = 0

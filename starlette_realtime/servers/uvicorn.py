@@ -1,18 +1,19 @@
 """uvicorn: frames written straight to the socket, past ASGI's `send`.
 
 Run uvicorn with `--ws starlette_realtime.servers.uvicorn:RealtimeProtocol`, or let `find_writer`
-recognise uvicorn's own `websockets-sansio` protocol, which is the default since uvicorn 0.54.
+recognise uvicorn's own `websockets-sansio` protocol, the default of newer versions.
 
 Why it is safe beside ordinary sends: both write whole frames synchronously into the same transport,
-so frames never interleave and keep their order. Our frames are uncompressed, which is valid where
-compression was negotiated (RFC 7692, section 6), and leave both sides' compression windows alone. A frame is written only between the accepted handshake and the first sign of a close.
+so frames never interleave and keep their order. Our frames are uncompressed, or compressed without
+reference to what came before, which both is valid where compression was negotiated (RFC 7692), and
+all that we send goes this way. A frame is written only between the accepted handshake and the first
+sign of a close.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from starlette.types import Scope, Send
@@ -20,7 +21,10 @@ from starlette.types import Scope, Send
 try:
     from uvicorn.protocols.utils import is_ssl
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-    from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+    from websockets.extensions.permessage_deflate import (
+        PerMessageDeflate,
+        ServerPerMessageDeflateFactory,
+    )
 except ImportError as error:  # pragma: no cover
     raise ImportError(
         "starlette_realtime.servers.uvicorn needs uvicorn >= 0.35 and websockets: "
@@ -44,12 +48,19 @@ class SansIOWriter:
     """A direct writer over uvicorn's sans-IO protocol.
 
     `descriptor` is the socket's, where bytes may be written past the transport as well: only with
-    `RealtimeProtocol`, which knows when something waits in the transport's buffer (then writing past
-    it would overtake) and when the socket is about to close (then its descriptor may become
-    another's).
+    `RealtimeProtocol`, which knows when something waits in the transport's buffer (then it would be
+    overtaken) and when the socket is about to close (then its descriptor may become another's).
     """
 
-    __slots__ = ("_attached", "_is_closing", "_protocol", "_waiter", "_write", "descriptor")
+    __slots__ = (
+        "_attached",
+        "_is_closing",
+        "_protocol",
+        "_waiter",
+        "_write",
+        "descriptor",
+        "window_bits",
+    )
 
     def __init__(self, protocol: WebSocketsSansIOProtocol) -> None:
         transport = protocol.transport
@@ -62,6 +73,14 @@ class SansIOWriter:
         self._attached: Attached | None = None
         self._waiter: asyncio.Task[None] | None = None
         self.descriptor = _descriptor(protocol)
+        self.window_bits = max(
+            (
+                extension.local_max_window_bits
+                for extension in protocol.conn.extensions
+                if isinstance(extension, PerMessageDeflate)
+            ),
+            default=0,
+        )
 
     def write(self, data: Any) -> bool:
         """Write whole frames; return whether the socket takes more at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,17 +18,32 @@ MAX_FRAME: Final = 512 * 1024
 """Messages are put together into frames of at most about this size (bytes)."""
 
 
-def frame(payload: bytes) -> bytes:
-    """Return `payload` as a server's unfragmented, uncompressed text frame (RFC 6455, section 5.2).
+COMPRESS_FROM: Final = 1024
+"""Frames of fewer bytes go out uncompressed: there is little to gain."""
+WINDOW_BITS: Final = 12
+"""Base-2 logarithm of the window that compressed frames need: 4 KB, as uvicorn negotiates."""
 
-    Such a frame is valid whether or not compression was negotiated (RFC 7692, section 6).
+
+def frame(payload: bytes, first: int = 0x81) -> bytes:
+    """Return `payload` as a server's unfragmented text frame (RFC 6455, section 5.2). `first` is
+    its first byte: FIN and the opcode, and RSV1 if it is compressed.
+
+    An uncompressed frame is valid whether or not compression was negotiated (RFC 7692, section 6).
     """
     size = len(payload)
     if size < 126:
-        return b"\x81" + size.to_bytes(1, "big") + payload
+        return bytes((first, size)) + payload
     if size < 65536:
-        return struct.pack("!BBH", 0x81, 126, size) + payload
-    return struct.pack("!BBQ", 0x81, 127, size) + payload
+        return struct.pack("!BBH", first, 126, size) + payload
+    return struct.pack("!BBQ", first, 127, size) + payload
+
+
+def compressed_frame(payload: bytes) -> bytes:
+    """Return `payload` as a compressed text frame (RFC 7692, section 7.2.1) that refers to nothing
+    before it: the same bytes serve every receiver that negotiated a window of `WINDOW_BITS`."""
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -WINDOW_BITS, 5)
+    data = deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH)
+    return frame(data[:-4], 0xC1)
 
 
 def _parts(messages: Sequence[bytes]) -> list[bytes]:
@@ -129,5 +145,20 @@ class FrameWire(NativeWire):
         return b"".join(chunks)  # type: ignore[arg-type]
 
 
+class DeflateFrameWire(FrameWire):
+    """Whole frames for receivers that negotiated compression: large ones are compressed, once for
+    all of them."""
+
+    def frames(self, messages: Sequence[bytes]) -> Sequence[Chunk]:
+        parts = _parts(messages) if self.several else messages
+        return [
+            b"".join(
+                compressed_frame(part) if len(part) >= COMPRESS_FROM else frame(part)
+                for part in parts
+            )
+        ]
+
+
 TEXT = {several: TextWire(several=several) for several in (False, True)}
 FRAME = {several: FrameWire(several=several) for several in (False, True)}
+DEFLATE = {several: DeflateFrameWire(several=several) for several in (False, True)}

@@ -24,7 +24,7 @@ from ..core.lobby import Introduction
 from ..core.outbox import Chunk, Outbox
 from ..core.runtime import Runtime
 from ..core.session import Connection
-from ..core.turns import Bell, bell
+from ..core.turns import bell
 from ..errors import (
     AuthenticationRequired,
     BrokerUnavailable,
@@ -52,12 +52,14 @@ CLOSE_TIMEOUT = 2.0
 
 
 class Writer(Protocol):
-    """A way to the socket past ASGI's `send`, offered by a server as
-    `scope["extensions"]["realtime.writer"]`."""
+    """A way to the socket past ASGI's `send`."""
 
     descriptor: int
     """The socket's file descriptor, if bytes may also be written to it while the outbox is ready
     and until it is stalled or closed; else -1."""
+
+    window_bits: int
+    """The window of the compression that was negotiated, as a base-2 logarithm; 0 for none."""
 
     def write(self, data: Chunk) -> bool:
         """Write bytes of the socket's protocol; return whether it takes more at once."""
@@ -75,15 +77,13 @@ class WebSocketConnection(Connection):
 
     __slots__ = (
         "_backlog",
-        "_bell",
         "_busy",
         "_closing",
         "_code",
         "_door",
         "_frames",
         "_gone",
-        "_pump_scope",
-        "_pumped",
+        "_pump",
         "_receive",
         "_scope",
         "_send",
@@ -93,7 +93,14 @@ class WebSocketConnection(Connection):
     )
 
     def __init__(
-        self, door: WebSocketDoor, scope: Scope, receive: Receive, send: Send, *, several: bool
+        self,
+        door: WebSocketDoor,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        writer: Writer | None,
+        *,
+        several: bool,
     ) -> None:
         self._door = door
         self._receive = receive
@@ -105,15 +112,14 @@ class WebSocketConnection(Connection):
         self._backlog: deque[Command | native.Refused] | None = None
         self._task = 0
         self._scope = anyio.CancelScope()
-        self._bell: Bell | None = None
-        self._pumped = anyio.Event()
-        self._pump_scope = anyio.CancelScope()
+        self._pump: _Pump | None = None
         self._frames = 0
-        self._writer: Writer | None = scope.get("extensions", {}).get("realtime.writer")
+        self._writer = writer
         options = door.runtime.options
         if self._writer is not None:
+            wire = wires.DEFLATE if self._writer.window_bits >= wires.WINDOW_BITS else wires.FRAME
             outbox = Outbox(
-                wires.FRAME[several],
+                wire[several],
                 limit=options.max_queued,
                 overflow=self._overflow,
                 write=self._writer.write,
@@ -121,12 +127,12 @@ class WebSocketConnection(Connection):
             )
             self._writer.attach(outbox)
         else:
-            self._bell = bell()
+            self._pump = _Pump(send)
             outbox = Outbox(
                 wires.TEXT[several],
                 limit=options.max_queued,
                 overflow=self._overflow,
-                wake=self._bell.ring,
+                wake=self._pump.bell.ring,
             )
         super().__init__(scope, outbox, options)
 
@@ -147,8 +153,7 @@ class WebSocketConnection(Connection):
         if self._closing is not None or self._gone is not None:
             return
         self._closing = (code, reason.encode()[:120].decode(errors="ignore"))
-        self._wake()
-        self._door.runtime.tasks.start_soon(self._finish)
+        self._door.runtime.spawn(self._finish)
 
     async def wait(self, event: anyio.Event) -> None:
         if not self.waits_here:
@@ -173,43 +178,13 @@ class WebSocketConnection(Connection):
 
     # Writing
 
-    def _wake(self) -> None:
-        if self._bell is not None:
-            self._bell.ring()
-
-    async def _pump(self) -> None:
-        """Write what waits in the outbox, for servers without a direct writer."""
-        try:
-            with self._pump_scope:
-                await self._pump_until_closed()
-        except Exception as error:
-            # Servers differ in what they raise when the client has gone; the reader learns of it.
-            logger.debug("a connection can't be written to any more: %r", error)
-        finally:
-            self._pumped.set()
-
-    async def _pump_until_closed(self) -> None:
-        wire = self.outbox.wire
-        while self._gone is None:
-            chunks = self.outbox.take()
-            if not chunks:
-                if self._closing is not None:
-                    return
-                assert self._bell is not None
-                await self._bell.wait()
-                continue
-            joined = wire.join(chunks) if len(chunks) > 1 else chunks[0]
-            for chunk in chunks if joined is None else (joined,):
-                await self._send({"type": "websocket.send", "text": chunk})
-
     async def _finish(self) -> None:
         """Send the close frame, and let the reader go if the client does not answer it."""
         code, reason = self._closing or (CloseCode.NORMAL, "")
         self._door.runtime.hub.flush()
-        self._wake()
-        with anyio.move_on_after(CLOSE_TIMEOUT):
-            if self._writer is None:
-                await self._pumped.wait()
+        if self._pump is not None:
+            with anyio.move_on_after(CLOSE_TIMEOUT):
+                await self._pump.finish()
         self.outbox.close()
         with anyio.move_on_after(CLOSE_TIMEOUT):
             try:
@@ -228,8 +203,8 @@ class WebSocketConnection(Connection):
         """Serve the client until it goes."""
         self._task = anyio.get_current_task().id
         runtime = self._door.runtime
-        if self._writer is None:
-            runtime.tasks.start_soon(self._pump)
+        if self._pump is not None:
+            runtime.tasks.start_soon(self._pump.run, self.outbox)
         runtime.connected(self)
         try:
             with self._scope:
@@ -247,8 +222,9 @@ class WebSocketConnection(Connection):
         self._gone = code
         self.gone = True
         self.outbox.close()
-        # A client that does not read would hold the one who writes to it for ever.
-        self._pump_scope.cancel()
+        if self._pump is not None:
+            # A client that does not read would hold the one who writes to it for ever.
+            self._pump.stop()
         return code
 
     async def _introduce(self) -> bool:
@@ -433,6 +409,51 @@ def _close_code(error: ClientError) -> int:
     return CloseCode.TOO_MANY if error.retry else CloseCode.FORBIDDEN
 
 
+class _Pump:
+    """Writes what waits in an outbox, for servers without a direct writer: one task."""
+
+    def __init__(self, send: Send) -> None:
+        self.bell = bell()
+        self._send = send
+        self._last = False
+        self._done = anyio.Event()
+        self._scope = anyio.CancelScope()
+
+    async def run(self, outbox: Outbox) -> None:
+        """Write until `finish` or `stop`."""
+        try:
+            with self._scope:
+                await self._write(outbox)
+        except Exception as error:
+            # Servers differ in what they raise when the client has gone; the reader learns of it.
+            logger.debug("a connection can't be written to any more: %r", error)
+        finally:
+            self._done.set()
+
+    async def _write(self, outbox: Outbox) -> None:
+        wire = outbox.wire
+        while True:
+            chunks = outbox.take()
+            if not chunks:
+                if self._last:
+                    return
+                await self.bell.wait()
+                continue
+            joined = wire.join(chunks) if len(chunks) > 1 else chunks[0]
+            for chunk in chunks if joined is None else (joined,):
+                await self._send({"type": "websocket.send", "text": chunk})
+
+    async def finish(self) -> None:
+        """Write what waits, and no more."""
+        self._last = True
+        self.bell.ring()
+        await self._done.wait()
+
+    def stop(self) -> None:
+        """Write nothing more."""
+        self._scope.cancel()
+
+
 class WebSocketDoor:
     """The ASGI application behind `<mount>/ws`."""
 
@@ -443,7 +464,9 @@ class WebSocketDoor:
         self.engines = engines
         self.origins = origins
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, writer: Writer | None = None
+    ) -> None:
         if not self.origins.check(scope):
             await _deny(scope, receive, send, 403, b"Origin not allowed")
             return
@@ -461,7 +484,7 @@ class WebSocketDoor:
                 "headers": [],
             }
         )
-        await WebSocketConnection(self, scope, receive, send, several=several).run()
+        await WebSocketConnection(self, scope, receive, send, writer, several=several).run()
 
     def must_wait(self, scope: Mapping[str, Any]) -> bool:
         """Whether the client says that it speaks first."""

@@ -53,7 +53,7 @@ class Visitor(ABC):
         return await self.run(f"return {expression}")
 
     async def until(self, condition: str, seconds: float = 15) -> None:
-        """Waits until the expression is true; fails with the visitor's record when it stays false."""
+        """Waits until the expression is true; else fails, with the visitor's record."""
         try:
             await self._wait(condition, seconds)
         except TimeoutError:

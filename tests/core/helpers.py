@@ -54,7 +54,10 @@ class Socket(Connection):
 
     def __init__(self, options: Options, wire: Any = None) -> None:
         outbox = Outbox(
-            wire or wires.TEXT[True], limit=options.max_queued, overflow=self.overflow, write=self.write
+            wire or wires.TEXT[True],
+            limit=options.max_queued,
+            overflow=self.overflow,
+            write=self.write,
         )
         super().__init__({"type": "websocket", "headers": []}, outbox, options)
         self.received: list[Message] = []
@@ -111,7 +114,9 @@ class Client:
         command = Command(type, room=room, data=raw, **more)
         await self.session.engine.dispatch(self.session, command)
 
-    async def ask(self, type: str, room: str | None = None, data: Any = None, **more: Any) -> Message:
+    async def ask(
+        self, type: str, room: str | None = None, data: Any = None, **more: Any
+    ) -> Message:
         """Send with an id; return the answer: `ack`, `joined`, `left` or `error`."""
         id = f"q{len(self.received)}"
         await self.send(type, room, data, id=id, **more)
@@ -161,7 +166,9 @@ class House:
             await checkpoint()
         self.hub.flush()
 
-    async def publish(self, room: str, event: str = "n", data: Any = None, **more: Any) -> Published:
+    async def publish(
+        self, room: str, event: str = "n", data: Any = None, **more: Any
+    ) -> Published:
         return await self.engine.room(room).publish(event, data, **more)
 
 

@@ -47,8 +47,9 @@ async def test_the_author_edits_and_everyone_sees_it(serve: Serve) -> None:
         ack = await ann.request("edit-message", ROOM, {"messageId": id, "content": "hello"})
         assert ack["success"] is True
         assert ack["messageId"] == id
+        new = await ann.expect("new-message", data={"id": id, "edited": False})
+        assert await bob.expect("new-message") == new
         for client in (ann, bob):
-            new = await client.expect("new-message", data={"id": id, "edited": False})
             told = await client.expect("message-edited", room=ROOM)
             assert told["data"] == {
                 "id": id,

@@ -43,12 +43,25 @@ async def put(inbox: MemoryInbox, owner: str, what: Letter) -> bool:
 
 async def test_the_user_whose_stream_was_used_longest_ago_is_forgotten_first() -> None:
     inbox = MemoryInbox(max_users=2)
-    await put(inbox, "ann", letter("m1", "x", "ann"))
-    await put(inbox, "bob", letter("m2", "x", "bob"))
+    for name in ("ann", "bob"):
+        await put(inbox, name, letter("m1", "x", name))
+        await inbox.open(name, "phone")
     await inbox.after("ann", 0, limit=1)
     await put(inbox, "cid", letter("m3", "x", "cid"))
+    await inbox.open("cid", "phone")
     kept = [len((await inbox.after(name, 0, limit=1)).letters) for name in ("ann", "bob", "cid")]
     assert kept == [1, 0, 1]
+
+
+async def test_letters_to_nobody_push_nobodys_letters_out() -> None:
+    inbox = MemoryInbox(max_users=2)
+    await put(inbox, "ann", letter("m1", "x", "ann"))
+    await inbox.open("ann", "phone")
+    for number in range(100):
+        await put(inbox, f"nobody-{number}", letter("m1", "x", f"nobody-{number}"))
+    assert [kept.id for kept in (await inbox.after("ann", 0, limit=5)).letters] == ["m1"]
+    assert [kept.id for kept in (await inbox.after("nobody-99", 0, limit=5)).letters] == ["m1"]
+    assert (await inbox.after("nobody-0", 0, limit=5)).letters == []
 
 
 async def test_a_crowd_that_only_connects_pushes_nobodys_letters_out() -> None:

@@ -517,11 +517,10 @@ async def test_limits_cost_next_to_nothing(serve: Serve) -> None:
             realtime = chat(**options)
             await stack.enter_async_context(realtime.run())
             measured[name] = await _session(realtime)
-        for _ in range(25):
+        for _ in range(150):
             for name, session in measured.items():
                 times[name].append(await _time(session))
     ratio = min(times["with"]) / min(times["without"])
-    print("RATIO", ratio, times["with"][0])
     assert ratio < 1.25, f"dispatch takes {ratio:.3f} times as long with limits"
 
 
@@ -543,9 +542,9 @@ async def _time(session: Session) -> float:
 
     command = Command("broadcast", room="chat/1", data=msgspec.Raw(b'{"x":1}'))
     dispatch = session.engine.dispatch
-    began = time.perf_counter()
-    for _ in range(1000):
+    began = time.thread_time()
+    for _ in range(100):
         await dispatch(session, command)
-    spent = time.perf_counter() - began
+    spent = time.thread_time() - began
     session.engine.hub.flush()
     return spent

@@ -8,13 +8,12 @@ with RedisCluster(tmp_path) as cluster:
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import redis
@@ -23,6 +22,8 @@ from tests.support.redis_server import RedisServer, redis_binary
 
 NODE_TIMEOUT = 1500
 """Milliseconds after which a node that does not answer counts as failed."""
+
+CREATE_OPTIONS = ["--cluster-replicas", "1", "--cluster-yes"]
 
 
 class RedisCluster:
@@ -54,8 +55,7 @@ class RedisCluster:
             server.start()
         addresses = [f"127.0.0.1:{server.port}" for server in self.servers]
         made = subprocess.run(
-            ["redis-cli", "--cluster", "create", *addresses]
-            + ["--cluster-replicas", "1", "--cluster-yes"],
+            ["redis-cli", "--cluster", "create", *addresses, *CREATE_OPTIONS],
             capture_output=True,
             text=True,
             timeout=60,
@@ -68,16 +68,13 @@ class RedisCluster:
         for server in self.servers:
             server.kill()
 
-    def flush(self) -> None:
-        """Empty all nodes; start again those that a test has killed."""
-        for server in self.servers:
-            if not server.running:
-                server.start()
-            server.resume()
-        self.wait_until_whole()
-        for server in self.servers:
-            with contextlib.suppress(redis.ReadOnlyError), self.client(server) as client:
-                client.flushall()
+    def mend(self) -> None:
+        """Start again what a test has killed, and wait until all is as it was."""
+        killed = [server for server in self.servers if not server.running]
+        for server in killed:
+            server.start()
+        if killed:
+            self.wait_until_whole()
 
     def wait_until_whole(self) -> None:
         """Wait until all nodes see all slots served and each master with its replica."""
@@ -87,19 +84,27 @@ class RedisCluster:
                 try:
                     with self.client(server) as client:
                         info = client.execute_command("CLUSTER INFO")
-                        slots = client.execute_command("CLUSTER SLOTS")
+                        slots = self._slots(client)
                         link = client.info("replication")
                 except redis.RedisError:
                     return False
-                if _value(info, "cluster_state") != "ok" or len(_masters(slots)) != 3:
+                if (
+                    _value(info, "cluster_state") != "ok"
+                    or len({entry[2][1] for entry in slots}) != 3
+                ):
                     return False
                 if link["role"] == "slave" and link["master_link_status"] != "up":
                     return False
-                if any(len(_list(entry)) < 4 for entry in _list(slots)):
+                if any(len(entry) < 4 for entry in slots):
                     return False
             return True
 
         wait_for(whole, "the cluster is whole", 40)
+
+    def _slots(self, client: redis.Redis) -> list[Any]:
+        # First slot, last slot, then master and replicas: address, port, id.
+        found: list[Any] = client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+        return found
 
     def owner(self, slot: int) -> RedisServer:
         """The server in charge of a slot, as those that live see it."""
@@ -107,11 +112,9 @@ class RedisCluster:
             if not server.running:
                 continue
             with self.client(server) as client:
-                for entry in _list(client.execute_command("CLUSTER SLOTS")):
-                    first, last, master = _list(entry)[:3]
-                    port = int(_list(master)[1])
-                    if int(first) <= slot <= int(last):
-                        return next(s for s in self.servers if s.port == port)
+                for first, last, master, *_ in self._slots(client):
+                    if first <= slot <= last:
+                        return next(s for s in self.servers if s.port == master[1])
         raise AssertionError(f"nobody is in charge of slot {slot}")
 
     def replica_of(self, master: RedisServer) -> RedisServer:
@@ -127,8 +130,10 @@ class RedisCluster:
             theirs = there.execute_command("CLUSTER MYID").decode()
             there.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ours)
             here.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", theirs)
-            while keys := _list(here.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)):
-                here.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            while keys := here.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+                here.execute_command(
+                    "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys
+                )
             there.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
             here.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
 
@@ -157,28 +162,18 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> N
         time.sleep(0.05)
 
 
-def _list(value: object) -> list[object]:
-    assert isinstance(value, list)
-    return value
-
-
-def _value(info: object, name: str) -> str:
+def _value(info: Any, name: str) -> str:
     if isinstance(info, dict):
         return str(info[name])
-    assert isinstance(info, bytes)
-    lines = info.decode().splitlines()
+    lines = str(info, "utf-8").splitlines()
     return next(line.split(":", 1)[1] for line in lines if line.startswith(f"{name}:"))
-
-
-def _masters(slots: object) -> set[bytes]:
-    return {bytes(_list(_list(entry)[2])[2]) for entry in _list(slots)}
 
 
 _shared: list[RedisCluster] = []
 
 
 def shared_cluster(request: pytest.FixtureRequest) -> RedisCluster:
-    """The session's cluster, whole and empty. For fixtures, in whatever module they are."""
+    """The session's cluster, whole. For fixtures, in whatever module they are."""
     if redis_binary() is None:
         pytest.skip("redis-server is not installed")
     if not _shared:
@@ -186,6 +181,5 @@ def shared_cluster(request: pytest.FixtureRequest) -> RedisCluster:
         cluster = RedisCluster(factory.mktemp("cluster")).__enter__()
         _shared.append(cluster)
         request.config.add_cleanup(cluster.stop)
-    else:
-        _shared[0].flush()
+    _shared[0].mend()
     return _shared[0]

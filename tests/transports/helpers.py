@@ -22,6 +22,7 @@ from starlette_realtime import (
     Member,
     Options,
     Realtime,
+    RealtimeMiddleware,
     Room,
     Session,
     SignedTokenAuth,
@@ -57,8 +58,12 @@ def make_realtime(*, auth: AuthBackend | None = None, **options: Any) -> Realtim
     )
 
 
-def make_app(realtime: Realtime, routes: Iterable[Route] = ()) -> Starlette:
-    return Starlette(routes=[Mount("/realtime", realtime), *routes], lifespan=realtime.lifespan)
+def make_app(realtime: Realtime, routes: Iterable[Route] = (), *, mount: bool = False) -> Starlette:
+    if mount:
+        return Starlette(routes=[Mount("/realtime", realtime), *routes], lifespan=realtime.lifespan)
+    app = Starlette(routes=list(routes))
+    app.add_middleware(RealtimeMiddleware, realtime=realtime, path="/realtime")
+    return app
 
 
 class Told(msgspec.Struct):

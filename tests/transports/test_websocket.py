@@ -308,7 +308,8 @@ async def test_the_error_of_a_broken_message_names_its_id(ann: NativeClient) -> 
 
 async def test_a_payload_that_does_not_fit_its_annotation(ann: NativeClient, room: str) -> None:
     await ann.request("join", room)
-    for data in (None, 7, [], {}, {"text": 7}, {"text": "x", "blob": "not bytes"}):
+    wrong: list[Any] = [None, 7, [], {}, {"text": 7}, {"text": "x", "blob": "not bytes"}]
+    for data in wrong:
         with pytest.raises(NativeError) as caught:
             await ann.request("tell", room, data)
         assert caught.value.code == "invalid_message"
@@ -558,7 +559,7 @@ async def test_commands_are_handled_in_their_order(ann: NativeClient, room: str)
         {"type": "leave", "id": 5, "room": room},
         {"type": "tell", "id": 6, "room": room, "data": {"text": "x"}},
     )
-    came = []
+    came: list[Message] = []
     while not came or came[-1].get("id") != 6:
         came.append(await ann.recv())
     assert [m.get("id", m["type"]) for m in came if m["type"] != "told"] == [1, 2, 3, 4, 5, 6]

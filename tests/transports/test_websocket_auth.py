@@ -10,7 +10,6 @@ from typing import Any
 
 import itsdangerous
 import pytest
-from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
 from websockets.exceptions import InvalidStatus
 
@@ -83,7 +82,7 @@ async def test_a_cookie_session(serve: Serve) -> None:
     secret = "a cookie secret"
     realtime = Realtime("memory://", auth=SessionAuth())
     app = make_app(realtime)
-    app.user_middleware.append(Middleware(SessionMiddleware, secret_key=secret))
+    app.add_middleware(SessionMiddleware, secret_key=secret)
     server = serve(app)
     raw = b64encode(json.dumps({"user_id": 7}).encode())
     cookie = itsdangerous.TimestampSigner(secret).sign(raw).decode()
@@ -145,7 +144,7 @@ async def test_what_is_shown_and_does_not_hold(serve: Serve) -> None:
         {"token": forged},
         {"subprotocols": [SUBPROTOCOL, f"realtime.token.{forged}"]},
         {"hello": {"token": forged}},
-        {"token": "x" * 9000},
+        {"hello": {"token": "x" * 9000}},
     ):
         await refused(url, "auth_failed", "Authentication failed: ", **shown)
     # The id of the first message is repeated.

@@ -12,7 +12,7 @@ import { Timeline } from "./timeline.js";
 import { initials, nameOf, plural, sentence, statusKind, statusWord, tint, typingSentence } from "./words.js";
 
 const HOME = "chat/general";
-const PAGE = 50; // messages asked for at once
+const PAGE = 100; // messages asked for at once
 const TYPING_EVERY = 2_000; // ms
 
 /** @type {{ name: string, token: string, events: string[] } | null} who this window is */
@@ -132,6 +132,10 @@ function onState(state, previous) {
     renewed = false;
     nextTry = 0;
     trouble("");
+    statuses.clear();
+    // The server may have forgotten it meanwhile.
+    if (can("update-status") && byId("my-status").value !== "online") sendStatus();
+    watch([...conversations.values()].filter((one) => one.direct).map(({ id }) => id.slice(1)));
   }
   if (state === "reconnecting" && previous === "connected") {
     announce("The connection is lost. Messages you write now are sent when it is back.");
@@ -226,11 +230,7 @@ function open(id, title) {
 
 /** @param {Conversation} conversation */
 function join(conversation) {
-  if (conversation.direct) {
-    conversation.loading = false;
-    return;
-  }
-  if (conversation.room || !client) return;
+  if (conversation.direct || conversation.room) return;
   client
     .join(conversation.id, {
       onRecent: (/** @type {any[]} */ recent) => {
@@ -281,6 +281,7 @@ const handlers = (conversation) => ({
     conversation.typing.delete(data?.userId);
     render();
   },
+  "presence-update": onPresence,
   "user-left": (/** @type {any} */ data) => {
     conversation.typing.delete(data?.userId);
     render();
@@ -310,18 +311,22 @@ byId("leave-room").addEventListener("click", () => {
 
 async function loadOlder() {
   const conversation = current;
-  const { room, oldestOffset } = conversation;
-  if (!room || oldestOffset === null || conversation.loadingOlder) return;
+  const { id, direct, room, before, loadingOlder } = conversation;
+  if (loadingOlder || (!direct && !room)) return;
   conversation.loadingOlder = true;
   render();
+  const query = { limit: PAGE, ...(before !== null && { before }) };
   try {
-    conversation.prepend(await room.history({ before: oldestOffset, limit: PAGE }));
-  } catch (error) {
+    conversation.prepend(direct ? await privatePage(id.slice(1), query) : await room.history(query));
+  } catch (/** @type {any} */ error) {
     conversation.hasOlder = false;
-    if (conversation === current) trouble(`Earlier messages could not be loaded. ${sentence(error)}`);
+    if (conversation === current && error.code !== "unknown_event") {
+      trouble(`Earlier messages could not be loaded. ${sentence(error)}`);
+    }
   } finally {
     conversation.loadingOlder = false;
     render();
+    if (conversation === current) seen();
   }
 }
 
@@ -331,31 +336,85 @@ async function loadOlder() {
 function onPresence(data) {
   if (typeof data?.userId !== "string") return;
   if (statuses.size > 10_000) statuses.clear();
-  statuses.set(data.userId, String(data.status));
+  statuses.set(data.userId, String(data.status ?? "online"));
   render();
 }
 
-/** @param {any} data a private message, to me or from another device of mine */
-function onPrivate(data) {
-  if (typeof data?.id !== "string") return;
-  const mine = data.fromUserId === client.userId;
-  const other = mine ? data.toUserId : data.fromUserId;
-  const id = `@${other}`;
-  let conversation = conversations.get(id);
-  if (!conversation) {
-    conversation = new Conversation(id, mine ? nameOf(data.toUser) : nameOf(data.fromUser));
-    conversation.loading = false;
-    conversations.set(id, conversation);
-  }
-  take(conversation, { ...data, userId: data.fromUserId, user: data.fromUser });
-  if (conversation === current) seen();
+/** @param {any} letter a private message @returns {any} the same as a message of a conversation */
+const asMessage = (letter) => ({ ...letter, userId: letter.fromUserId, user: letter.fromUser });
+
+/** @param {string} userId @param {object} query */
+async function privatePage(userId, query) {
+  const { messages, more } = await client.send("conversation", { userId, ...query });
+  return { messages: messages.map(asMessage), more };
 }
 
-byId("my-status").addEventListener("change", (/** @type {any} */ event) => {
-  client.send("update-status", { status: event.target.value }).catch((/** @type {any} */ error) => {
+/** @param {any} letter to me, or from another device of mine */
+function onPrivate(letter) {
+  if (typeof letter?.id !== "string") return;
+  const mine = letter.fromUserId === client.userId;
+  const other = mine ? letter.toUserId : letter.fromUserId;
+  const conversation = direct(other, mine ? personName(other) : nameOf(letter.fromUser));
+  take(conversation, asMessage(letter));
+  if (conversation === current) seen();
+  acknowledge(letter.offset);
+}
+
+/** @param {string} userId @param {string} name @returns {Conversation} the one with this person */
+function direct(userId, name) {
+  const id = `@${userId}`;
+  let conversation = conversations.get(id);
+  if (!conversation) {
+    conversation = new Conversation(id, name);
+    conversation.loading = false;
+    conversation.hasOlder = can("conversation");
+    conversations.set(id, conversation);
+    watch([userId]);
+  }
+  return conversation;
+}
+
+/** @param {string} userId @returns {string} */
+function personName(userId) {
+  for (const { room } of conversations.values()) {
+    const member = room?.members.find((/** @type {any} */ one) => one.userId === userId);
+    if (member) return nameOf(member.user);
+  }
+  return nameOf(null);
+}
+
+let received = 0; // offset of the newest private message that this window has
+let acknowledged = 0;
+
+/** The server need not send it again; once for all that come together. @param {any} offset */
+function acknowledge(offset) {
+  if (!Number.isSafeInteger(offset) || !can("ack-messages")) return;
+  received = Math.max(received, offset);
+  setTimeout(() => {
+    if (received <= acknowledged) return;
+    acknowledged = received;
+    client.send("ack-messages", { upTo: received }).catch(() => {});
+  }, 0);
+}
+
+/** Asks to be told of these people's statuses. @param {string[]} userIds */
+async function watch(userIds) {
+  if (userIds.length === 0 || !can("watch-presence")) return;
+  try {
+    const { users } = await client.send("watch-presence", { userIds });
+    for (const user of users) onPresence(user);
+  } catch {
+    // Then their dots show what the rooms tell.
+  }
+}
+
+function sendStatus() {
+  const status = byId("my-status").value;
+  client.send("update-status", { status }).catch((/** @type {any} */ error) => {
     if (error.code !== "unknown_event") trouble(sentence(error));
   });
-});
+}
+byId("my-status").addEventListener("change", sendStatus);
 
 // ----------------------------------------------------------------------------------- writing
 
@@ -750,6 +809,7 @@ function person({ userId, user, status }) {
 /** @param {string} userId @param {string} name */
 function writeTo(userId, name) {
   closeDrawers();
+  direct(userId, name);
   open(`@${userId}`, name);
   byId("field").focus();
 }
@@ -782,7 +842,17 @@ function announce(text) {
 function seen() {
   if (document.hidden) return;
   current.unread = 0;
+  markRead();
   render();
+}
+
+/** Tells the author of the newest private message here that it has been read. */
+function markRead() {
+  if (!current.direct || !can("mark-read")) return;
+  const last = current.messages.findLast((message) => message.userId !== client.userId);
+  if (!last || last.id === current.read) return;
+  current.read = last.id;
+  client.send("mark-read", { messageId: last.id }).catch(() => {});
 }
 document.addEventListener("visibilitychange", seen);
 

@@ -50,10 +50,12 @@ export class Conversation {
   loading = true;
   loadingOlder = false;
   hasOlder = false;
+  /** @type {string | null} id of the newest message that its author knows to be read */
+  read = null;
   /** @type {string} what stands in the field while another conversation is open */
   unsent = "";
-  /** @type {number | null} */
-  #oldestOffset = null;
+  /** @type {number | null} where to ask for what is older; null for what is newest */
+  before = null;
   /** @type {Map<string, Message>} */
   #byId = new Map();
   #filled = false;
@@ -69,10 +71,6 @@ export class Conversation {
 
   get direct() {
     return this.id.startsWith("@");
-  }
-
-  get oldestOffset() {
-    return this.#oldestOffset;
   }
 
   /**
@@ -91,22 +89,25 @@ export class Conversation {
     this.drafts = this.drafts.filter(
       (draft) => draft.state !== "sent" && !(draft.id && this.#byId.has(draft.id)),
     );
-    this.#oldestOffset = Number.isSafeInteger(recent[0]?.offset) ? recent[0].offset : null;
-    this.hasOlder = this.#oldestOffset !== null && this.#oldestOffset > 1;
+    this.before = null;
+    this.hasOlder = recent.length > 0;
     this.loadingOlder = false;
     if (lost) this.notice = "The server lost its history: earlier messages are gone.";
   }
 
-  /** @param {{ messages: any[], more: boolean }} page older ones, oldest first */
-  prepend({ messages, more }) {
+  /**
+   * A page of what is older, or the newest one, of which some is here already.
+   * @param {{ messages: any[], more: boolean, first?: number | null }} page oldest first
+   */
+  prepend({ messages, more, first = messages[0]?.offset }) {
     const older = messages.filter(
       (message) => typeof message?.id === "string" && !this.#byId.has(message.id),
     );
     for (const message of older) this.#byId.set(message.id, message);
     this.messages.unshift(...older);
-    const offset = messages[0]?.offset;
-    if (Number.isSafeInteger(offset)) this.#oldestOffset = offset;
-    this.hasOlder = more && Number.isSafeInteger(offset);
+    const known = Number.isSafeInteger(first);
+    if (known) this.before = /** @type {number} */ (first);
+    this.hasOlder = more && known;
   }
 
   /**
@@ -207,8 +208,8 @@ export class Conversation {
     if (this.messages.length <= MAX_MESSAGES) return;
     for (const old of this.messages.splice(0, MAX_MESSAGES / 10)) this.#byId.delete(old.id);
     const offset = /** @type {any} */ (this.messages[0]).offset;
-    this.#oldestOffset = Number.isSafeInteger(offset) ? offset : null;
-    this.hasOlder = this.#oldestOffset !== null;
+    this.before = Number.isSafeInteger(offset) ? offset : null;
+    this.hasOlder = true;
   }
 
   /** @param {Draft} draft */

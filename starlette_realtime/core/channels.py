@@ -1,0 +1,20 @@
+"""Names of the channels that a namespace publishes to. The law: who publishes from another process
+and who listens here agree on them, so they change for all at once or not at all."""
+
+from __future__ import annotations
+
+
+def room_channel(namespace: str, room: str) -> str:
+    return f"room{namespace}:{room}"
+
+
+def user_channel(namespace: str, user_id: str) -> str:
+    return f"user{namespace}:{user_id}"
+
+
+def session_channel(namespace: str, session_id: str) -> str:
+    return f"session{namespace}:{session_id}"
+
+
+def everyone_channel(namespace: str) -> str:
+    return f"all{namespace}:"

@@ -1,0 +1,87 @@
+"""Sessions of many processes."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from .._redis import RedisServer, RedisURL, load
+from .._redis.keys import milliseconds, partition
+from .base import SessionRecord, SessionStore
+
+_PUT = load(__package__, "put.lua", stream=False)
+_RESUME = load(__package__, "resume.lua", stream=False)
+_RENEW = load(__package__, "renew.lua", stream=False)
+_END = load(__package__, "end.lua", stream=False)
+
+
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What is stored beside the generation."""
+
+    ns: str
+    user_id: str | None
+    status: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Kept).decode
+
+
+class RedisSessions(SessionStore):
+    """Sessions in Redis, which forgets them when their time is over. A session that was resumed by
+    a call whose answer was lost may skip a generation.
+
+    Args:
+        server: a URL, or the server that other stores share.
+    """
+
+    def __init__(self, server: RedisServer | RedisURL | str) -> None:
+        self._server = server if isinstance(server, RedisServer) else RedisServer(server)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        async with self._server.open():
+            yield
+
+    async def secret(self) -> bytes:
+        key = f"{self._server.keys.head(0)}secret"
+        fresh = secrets.token_bytes(32)
+        kept: bytes | None = await self._server.call(0, "SET", key, fresh, "NX", "GET")
+        return fresh if kept is None else kept
+
+    async def put(self, record: SessionRecord, ttl: float) -> None:
+        kept = _encode(_Kept(record.ns, record.user_id, record.status))
+        await self._server.run(
+            partition(record.id),
+            _PUT,
+            [self._key(record.id)],
+            record.generation,
+            kept,
+            milliseconds(ttl),
+        )
+
+    async def resume(self, id: str, generation: int, ttl: float) -> SessionRecord | None:
+        found = await self._server.run(
+            partition(id), _RESUME, [self._key(id)], generation, milliseconds(ttl)
+        )
+        if not found:
+            return None
+        kept = _decode(found[1])
+        return SessionRecord(id, kept.ns, kept.user_id, found[0], kept.status)
+
+    async def renew(self, ids: list[str], ttl: float) -> None:
+        async def renew(where: int, batch: list[int]) -> None:
+            keys = [self._key(ids[index]) for index in batch]
+            await self._server.run(where, _RENEW, keys, milliseconds(ttl))
+
+        await asyncio.gather(*(renew(*batch) for batch in self._server.batches(ids)))
+
+    async def end(self, id: str, generation: int) -> None:
+        await self._server.run(partition(id), _END, [self._key(id)], generation)
+
+    def _key(self, id: str) -> str:
+        return f"{self._server.keys.head(partition(id))}s:{id}"

@@ -1,0 +1,170 @@
+"""What things cost, counted rather than timed: the guard over the law of fan-out."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import anyio
+import pytest
+
+from starlette_realtime.brokers.memory import MemoryBroker
+from starlette_realtime.core.namespace import Namespace
+from starlette_realtime.events import Position
+from starlette_realtime.transports import native as wires
+from tests.core.helpers import Client, LateBroker, house
+from tests.support.server import FAST, LiveServer
+from tests.support.wsclient import NativeClient
+from tests.transports.helpers import PATH, make_app, make_realtime, token, until
+
+pytestmark = pytest.mark.anyio
+
+
+def quiet(namespace: Namespace) -> None:
+    namespace.room("{name}", presence="none")
+
+
+async def test_a_publication_is_encoded_once_per_wire_and_written_once_per_member() -> None:
+    async with house(quiet) as running:
+        people = [await running.enter() for _ in range(50)]
+        others = [await running.enter(wire=wires.TEXT[False]) for _ in range(50)]
+        for client in people + others:
+            await client.ask("join", "r")
+        hub = running.hub
+        encoded, writes, delivered = hub.encoded, hub.writes, hub.delivered
+        for client in people + others:
+            client.socket.writes = 0
+        await running.publish("r", data={"n": 1})
+        await running.settle()
+        assert hub.encoded - encoded == 2
+        assert hub.delivered - delivered == 100
+        assert hub.writes - writes == 100
+        assert {client.socket.writes for client in people + others} == {1}
+        assert len({id(client.socket.chunks[-1]) for client in people}) == 1
+
+
+async def test_what_happens_in_one_turn_is_one_write() -> None:
+    async with house(quiet) as running:
+        people = [await running.enter() for _ in range(20)]
+        for client in people:
+            for room in ("a", "b"):
+                await client.ask("join", room)
+            client.socket.writes = 0
+        # Three publications in two rooms, an answer to each, and nothing waits in between.
+        for client in people[:3]:
+            await client.send("broadcast", "a", 1, id=1)
+            await client.send("broadcast", "b", 1, id=2)
+        await running.settle()
+        assert {client.socket.writes for client in people} == {1}
+        assert len(people[0].of("broadcast")) == 6
+        assert len(people[0].of("ack")) >= 2
+
+
+@pytest.mark.parametrize("since", [True, False], ids=["recover", "plain"])
+async def test_those_who_join_at_once_share_one_read(since: bool) -> None:
+    brokers: list[LateBroker] = []
+
+    def late(memory: MemoryBroker) -> LateBroker:
+        brokers.append(LateBroker(memory, random.Random(1)))
+        return brokers[0]
+
+    async with house(quiet, broker=late) as running:
+        first = await running.enter("first")
+        await first.ask("join", "r")
+        await until_true(lambda: first.of("joined"))
+        position = Position(**first.of("joined")[0]["position"])
+        for number in range(10):
+            await running.publish("r", data=number)
+        people = [await running.enter(f"u{number}") for number in range(200)]
+        reads, encoded = brokers[0].reads, []
+        wire = wires.TEXT[True]
+        original = wire.event
+
+        def counted(*arguments: Any) -> bytes:
+            encoded.append(arguments)
+            return original(*arguments)
+
+        wire.event = counted  # type: ignore[method-assign, assignment]
+        try:
+            async with anyio.create_task_group() as tasks:
+                for number, client in enumerate(people):
+                    # Positions differ, as those of clients that were cut off do.
+                    at = Position(position.epoch, position.offset + number % 5) if since else None
+                    tasks.start_soon(join, client, at)
+            await running.settle()
+        finally:
+            del wire.event
+        assert brokers[0].reads - reads == 1
+        assert len(encoded) <= 10
+        for number, client in enumerate(people):
+            (joined,) = client.of("joined")
+            if since:
+                assert joined["recovered"] is True
+                assert [m["data"] for m in client.of("n")] == list(range(number % 5, 10))
+            else:
+                assert [item["data"] for item in joined["recentMessages"]] == list(range(10))
+
+
+async def join(client: Client, since: Position | None) -> None:
+    await client.send("join", "r", since=since)
+
+
+async def until_true(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(5):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("mount", [True, False], ids=["mount", "middleware"])
+@pytest.mark.parametrize(
+    ("ws", "each"),
+    [("websockets-sansio", 0), (FAST, 0), ("wsproto", 1)],
+    ids=["found", "fast", "wsproto"],
+)
+async def test_tasks_per_connection(ws: str, each: int, mount: bool) -> None:
+    """Beside the server's own task none, where there is a writer; one elsewhere."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    realtime = make_realtime()
+    realtime.room("{name}")
+
+    @realtime.on("connection")
+    def found(happening: Any) -> None:
+        loops[:] = [asyncio.get_running_loop()]
+
+    def tasks() -> int:
+        counted: list[int] = []
+        done = threading.Event()
+
+        def count() -> None:
+            counted.append(len(asyncio.all_tasks(loops[0])))
+            done.set()
+
+        loops[0].call_soon_threadsafe(count)
+        assert done.wait(5)
+        return counted[0]
+
+    with LiveServer(make_app(realtime, mount=mount), ws=ws) as server:
+        async with AsyncExitStack() as stack:
+
+            async def enter() -> NativeClient:
+                client = await stack.enter_async_context(
+                    NativeClient.open(server.ws(PATH), token=token("ann"))
+                )
+                await client.request("join", "r")
+                return client
+
+            first = await enter()
+            before = await anyio.to_thread.run_sync(tasks)
+            people = [await enter() for _ in range(10)]
+            assert await anyio.to_thread.run_sync(tasks) - before == 10 * (1 + each)
+            # Nor does it take any to publish.
+            for _ in range(5):
+                await first.request("broadcast", "r", 1)
+            for client in people:
+                await client.expect("broadcast")
+            assert await anyio.to_thread.run_sync(tasks) - before == 10 * (1 + each)
+        await until(lambda: tasks() <= before)

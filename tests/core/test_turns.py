@@ -1,0 +1,93 @@
+"""One read for all who ask in one turn."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from starlette_realtime.core.turns import OncePerTurn, soon
+from tests.support.loops import both_loops
+
+pytestmark = [pytest.mark.anyio, both_loops]
+
+
+async def test_one_read_for_all_of_a_turn() -> None:
+    once: OncePerTurn[int, str] = OncePerTurn()
+    reads: list[list[int]] = []
+    answers: list[str] = []
+
+    async def read(requests: list[int]) -> str:
+        reads.append(list(requests))
+        await checkpoint()
+        return f"answer {len(reads)}"
+
+    async def ask(key: str, number: int) -> None:
+        answers.append(await once.ask(key, number, read))
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(ask, "a", number)
+    assert len(reads) == 1
+    assert sorted(reads[0]) == [0, 1, 2, 3, 4]
+    assert answers == ["answer 1"] * 5
+    # Later is another read: an answer is never older than its question.
+    await ask("a", 5)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, "a", 6)
+        tasks.start_soon(ask, "b", 7)
+    assert sorted(reads[1:]) == [[5], [6], [7]]
+
+
+async def test_what_the_read_raises_all_get() -> None:
+    once: OncePerTurn[int, str] = OncePerTurn()
+    raised: list[str] = []
+
+    async def read(requests: list[int]) -> str:
+        raise OSError("away")
+
+    async def ask(number: int) -> None:
+        try:
+            await once.ask("a", number, read)
+        except OSError as error:
+            raised.append(str(error))
+
+    for _ in range(2):
+        async with anyio.create_task_group() as tasks:
+            for number in range(3):
+                tasks.start_soon(ask, number)
+    assert raised == ["away"] * 6
+
+
+async def test_one_that_goes_away_does_not_take_the_others_answer_along() -> None:
+    once: OncePerTurn[int, str] = OncePerTurn()
+    answers: list[str] = []
+    scope = anyio.CancelScope()
+
+    async def read(requests: list[int]) -> str:
+        for _ in range(3):
+            await checkpoint()
+        return "answer"
+
+    async def first() -> None:
+        with scope:
+            await once.ask("a", 0, read)
+
+    async def second() -> None:
+        answers.append(await once.ask("a", 1, read))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(first)
+        tasks.start_soon(second)
+        await checkpoint()
+        scope.cancel()
+    assert answers == ["answer"]
+
+
+async def test_soon_is_after_this_turn() -> None:
+    called: list[int] = []
+    soon()(lambda: called.append(1))
+    assert called == []
+    with anyio.fail_after(5):
+        while not called:
+            await checkpoint()

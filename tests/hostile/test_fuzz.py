@@ -1,0 +1,488 @@
+"""A seeded fuzz of the native door, over real sockets: whatever is sent, nothing breaks, nothing is
+left behind, and others are not disturbed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import json
+import logging
+import os
+import random
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from starlette_realtime import Chat, Member, Realtime, Room, Session
+from tests.sessions.helpers import (
+    app_of,
+    client,
+    engine,
+    make,
+    nothing_left,
+    runtime,
+    runtime_loops,
+    until,
+)
+from tests.support.server import FAST, LiveServer
+from tests.support.wsclient import NativeClient
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[..., LiveServer]
+FRAMES = 200_000
+LANES = 6
+BATCH = 100
+"""Frames in one write to a socket."""
+
+TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
+
+COMMANDS = [
+    "connect",
+    "join",
+    "leave",
+    "join-room",
+    "leave-room",
+    "broadcast",
+    "ping",
+    "pong",
+    "ack",
+    "history",
+    "members",
+    "refresh",
+    "message",
+    "move",
+    "shout",
+    "typing",
+    "error",
+    "connected",
+    "joined",
+    "$ask",
+    "$answer",
+    "$disconnect",
+    "$replaced",
+    "auth",
+]
+NAMES: list[Any] = [
+    "chat/1",
+    "chat/2",
+    "plain/a",
+    "nowhere",
+    "",
+    "x" * 300,
+    "chat/\u0000",
+    "chat/\ud7ff\U0001f600",
+    "room/:chat/1",
+    None,
+    7,
+    [],
+    {},
+]
+ODD: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    2**31,
+    2**53,
+    2**63,
+    2**64,
+    10**30,
+    10**400,
+    1.5,
+    -0.0,
+    1e308,
+    "",
+    "\u0000",
+    "$bytes",
+    "x" * 500,
+    "\U0001f600\u202e",
+    [],
+    [[]],
+    {},
+    {"$bytes": "AAEC"},
+    {"$bytes": "not base64!"},
+    {"$bytes": 7},
+    {"$escaped": {"$bytes": "x"}},
+    {"$escaped": 1},
+    {"epoch": "x", "offset": -5},
+    {"epoch": "", "offset": 2**63},
+    {"epoch": "x", "offset": 10**30, "nonce": "n"},
+]
+BROKEN = [
+    b"",
+    b"{",
+    b"}",
+    b"[]",
+    b"null",
+    b"7",
+    b'"text"',
+    b'{"type":',
+    b'{"type":"ping"',
+    b'{"type":"ping"}}',
+    b'{"type":"ping","type":"pong"}',
+    b'{"type":"join","room":"chat/1","room":7,"room":"chat/2"}',
+    b'{"type":"ping","id":1,"id":"2"}',
+    b'{"type":"\\ud800"}',
+    b'{"type":"broadcast","room":"chat/1","data":"\\udc00\\ud800"}',
+    b'{"type":"broadcast","room":"chat/1","data":NaN}',
+    b'{"type":"broadcast","room":"chat/1","data":1e999}',
+    b'{"type":"broadcast","room":"chat/1","data":' + b"9" * 400 + b"}",
+    b'{"type":"broadcast","room":"chat/1","data":' + b"[" * 70 + b"]" * 70 + b"}",
+    b'{"type":"broadcast","room":"chat/1","data":' + b"[" * 3000,
+    b'{"a":' * 500 + b"1" + b"}" * 500,
+    b'{"type":"ping"}\n' * 300,
+    b'{"type":"broadcast","room":"chat/1","data":{"a":1,\n"b":2}}',
+    b"\n\n\n",
+    b"\x00\x01\x02",
+    b"\xef\xbb\xbf{}",
+]
+
+
+class Fuzz:
+    """Frames made by one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def value(self, depth: int = 0) -> Any:
+        r = self.random
+        if depth < 3 and r.random() < 0.25:
+            if r.random() < 0.5:
+                return [self.value(depth + 1) for _ in range(r.randrange(3))]
+            return {
+                r.choice(["roomId", "room", "data", "since", "token", "limit", "before", "x"]):
+                    self.value(depth + 1)
+                for _ in range(r.randrange(3))
+            }  # fmt: skip
+        return r.choice(NAMES if r.random() < 0.4 else ODD)
+
+    def command(self) -> bytes:
+        """Valid JSON: a command, or something like it, with members of any type."""
+        r = self.random
+        message: dict[str, Any] = {"type": r.choice(COMMANDS)}
+        if r.random() < 0.02:
+            message["type"] = self.value()
+        if r.random() < 0.7:
+            # Mostly a real room, so that much gets past the first checks.
+            message["room"] = "chat/1" if r.random() < 0.7 else r.choice(NAMES)
+        if r.random() < 0.5:
+            message["id"] = r.choice([1, "a", 2**63, 2**64, -1, "x" * 300, None, [], 1.5])
+        if r.random() < 0.6:
+            message["data"] = self.value()
+        for name in ("since", "messageId", "ns", "other"):
+            if r.random() < 0.08:
+                message[name] = self.value()
+        return json.dumps(message).encode()
+
+    def payload(self) -> bytes:
+        r = self.random
+        kind = r.random()
+        if kind < 0.6:
+            return self.command()
+        if kind < 0.75:
+            return r.choice(BROKEN)
+        if kind < 0.85:
+            whole = self.command()
+            return whole[: r.randrange(len(whole))]
+        if kind < 0.93:
+            changed = bytearray(self.command())
+            for _ in range(r.randrange(1, 4)):
+                changed[r.randrange(len(changed))] = r.randrange(256)
+            return bytes(changed)
+        return r.randbytes(r.randrange(200))
+
+    def frames(self) -> Iterator[bytes]:
+        """Frames for ever; mostly such as leave a connection alive."""
+        r = self.random
+        while True:
+            payload = self.payload()
+            kind = r.random()
+            if kind < 0.005:
+                yield self.wild()
+            elif kind < 0.75 and _is_text(payload):
+                yield frame(TEXT, payload)
+            elif kind < 0.80 and _is_text(payload):
+                yield from self.fragmented(payload)
+            elif kind < 0.84:
+                yield frame(r.choice([PING, PONG]), payload[:125])
+            else:
+                yield frame(BINARY, payload)
+
+    def fragmented(self, payload: bytes) -> Iterator[bytes]:
+        r = self.random
+        cuts = sorted(r.randrange(len(payload) + 1) for _ in range(r.randrange(1, 5)))
+        parts = [payload[a:b] for a, b in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
+        for number, part in enumerate(parts):
+            final = number == len(parts) - 1
+            yield frame(CONTINUATION if number else TEXT, part, final=final)
+            if not final and r.random() < 0.3:
+                yield frame(PING, b"between")
+
+    def wild(self) -> bytes:
+        """What ends a connection: broken frames, closes of every kind."""
+        r = self.random
+        return r.choice(
+            [
+                frame(TEXT, b"\xff\xfe\xfd"),
+                frame(CONTINUATION, b"of nothing"),
+                frame(0x3, b"reserved"),
+                frame(PING, b"x" * 126),
+                frame(PING, b"x", final=False),
+                frame(TEXT, b"{}", masked=False),
+                frame(TEXT, b"{}", reserved=0x40),
+                frame(CLOSE, b""),
+                frame(CLOSE, b"\x03"),
+                frame(CLOSE, struct.pack("!H", r.choice([999, 1000, 1001, 1005, 4401, 4502]))),
+                frame(CLOSE, struct.pack("!H", 1000) + b"\xff"),
+                b"\x81\xff" + b"\xff" * 8 + b"1234",
+                b"\x81\xfe\xff\xff1234" + b"short",
+                r.randbytes(60),
+            ]
+        )
+
+
+def _is_text(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def frame(
+    opcode: int, payload: bytes, *, final: bool = True, masked: bool = True, reserved: int = 0
+) -> bytes:
+    size = len(payload)
+    bit = 0x80 if masked else 0
+    head = bytes([(0x80 if final else 0) | reserved | opcode])
+    if size < 126:
+        head += bytes([bit | size])
+    elif size < 65536:
+        head += struct.pack("!BH", bit | 126, size)
+    else:
+        head += struct.pack("!BQ", bit | 127, size)
+    # The mask of nothing but zeros is a mask.
+    return head + (b"\0\0\0\0" if masked else b"") + payload
+
+
+async def shake_hands(
+    port: int, query: str = "", protocol: str = "realtime.v1"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
+    key = base64.b64encode(os.urandom(16)).decode()
+    writer.write(
+        f"GET /ws{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Protocol: {protocol}\r\nAuthorization: Bearer eve\r\n\r\n".encode()
+    )
+    assert b" 101 " in (await reader.readuntil(b"\r\n\r\n"))
+    return reader, writer
+
+
+class Attack:
+    """One after the other, connections that fuzz the server until so many frames are sent."""
+
+    def __init__(self, port: int, seed: int, number: int) -> None:
+        self.port = port
+        self.left = number
+        self.fuzz = Fuzz(seed)
+        self.connections = 0
+        self.received = 0
+
+    async def run(self) -> None:
+        frames = self.fuzz.frames()
+        while self.left > 0:
+            self.connections += 1
+            hello = self.fuzz.random.random() < 0.2
+            reader, writer = await shake_hands(self.port, "?hello=1" if hello else "")
+            reading = asyncio.create_task(self._read(reader))
+            try:
+                if not hello or self.fuzz.random.random() < 0.8:
+                    if hello:
+                        writer.write(frame(TEXT, b'{"type":"connect","data":{"token":"eve"}}'))
+                    writer.write(frame(TEXT, b'{"type":"join","room":"chat/1"}'))
+                while self.left > 0 and not reading.done():
+                    batch = [next(frames) for _ in range(BATCH)]
+                    writer.write(b"".join(batch))
+                    self.left -= BATCH
+                    await writer.drain()
+                    await asyncio.sleep(0)
+            except ConnectionError:
+                pass
+            if self.fuzz.random.random() < 0.5:
+                writer.transport.abort()
+            else:
+                writer.close()
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                self.received += len(data)
+        except ConnectionError:
+            pass
+
+
+def make_target(**options: Any) -> Realtime:
+    unlimited: dict[str, Any] = dict.fromkeys(
+        ("message_rate", "user_rate", "join_rate", "abuse_rate", "resume_window"), 0.0
+    )
+    realtime = make(
+        **{
+            **unlimited,
+            "presence_grace": 0.0,
+            "max_connections_per_user": 0,
+            "max_connections_per_ip": 0,
+            **options,
+        }
+    )
+    realtime.room("chat/{room_id}", features=[Chat()], history=50)
+    plain = realtime.room("plain/{name}")
+
+    @plain.on("move")
+    async def move(room: Room, member: Member, data: dict[str, int]) -> dict[str, int]:
+        await room.publish("moved", data, volatile=True)
+        return data
+
+    @realtime.event("shout")
+    async def shout(session: Session, data: str) -> str:
+        return data.upper()
+
+    admin = realtime.namespace("/admin")
+    admin.room("chat/{room_id}")
+    return realtime
+
+
+class Pair:
+    """Two well-behaved clients who talk, and how long each message takes (s)."""
+
+    def __init__(self, ann: NativeClient, bob: NativeClient) -> None:
+        self.ann = ann
+        self.bob = bob
+        self.times: list[float] = []
+
+    async def talk(self) -> None:
+        n = 0
+        while True:
+            n += 1
+            began = time.monotonic()
+            await self.ann.request("broadcast", "plain/pair", n, timeout=20)
+            await self.bob.expect("broadcast", data=n, timeout=20)
+            self.times.append(time.monotonic() - began)
+            await asyncio.sleep(0.01)
+
+
+def everything(realtime: Realtime) -> dict[str, int]:
+    """How many there are of what could be left behind."""
+    gc.collect()
+    found = runtime(realtime)
+    kinds = ("Session", "WebSocketConnection", "Member", "Outbox", "Channel", "Asked")
+    objects = [type(thing).__name__ for thing in gc.get_objects()]
+    loop = runtime_loops[id(realtime)]
+    return {
+        "tasks": len(asyncio.all_tasks(loop)),
+        "connections": len(found.connections),
+        "channels": len(found.hub.channels),
+        "sessions": len(found.hub.sessions),
+        "own": len(found.hub._own),
+        "detached": len(engine(realtime).lobby._detached),
+        "handlers": found.options.max_handlers - found.handlers.value,
+        **{kind: objects.count(kind) for kind in kinds},
+    }
+
+
+@pytest.mark.parametrize("ws", [FAST])
+async def test_nothing_that_is_sent_breaks_anything(
+    serve: Serve, ws: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    realtime = make_target()
+    server = serve(app_of(realtime), ws=ws)
+    async with client(server, "ann") as ann, client(server, "bob") as bob:
+        for who in (ann, bob):
+            await who.request("join", "plain/pair")
+        before = everything(realtime)
+        pair = Pair(ann, bob)
+        talking = asyncio.create_task(pair.talk())
+        attacks = [Attack(server.port, seed, FRAMES // LANES + BATCH) for seed in range(LANES)]
+        await asyncio.gather(*(attack.run() for attack in attacks))
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
+        assert not isinstance(talking.exception() if not talking.cancelled() else None, Exception)
+        await until(lambda: len(runtime(realtime).connections) == 2, "the attackers' end", 15)
+        await until(
+            lambda: _not_more(everything(realtime), before),
+            "an end of all they had",
+            15,
+        )
+        assert sum(attack.connections for attack in attacks) > 50
+        assert pair.times and sorted(pair.times)[len(pair.times) // 2] < 0.5
+        assert max(pair.times) < 3.0
+        assert (await ann.request("join", "chat/1"))["members"][0]["userId"] == "ann"
+    await nothing_left(realtime)
+    assert [r for r in caplog.records if r.exc_info or "Task" in r.getMessage()] == []
+
+
+def _not_more(now: dict[str, int], before: dict[str, int]) -> bool:
+    return all(now[name] <= before[name] for name in before)
+
+
+async def test_the_default_limits_send_the_hostile_away(serve: Serve) -> None:
+    realtime = make()
+    realtime.room("chat/{room_id}")
+    server = serve(app_of(realtime), ws=FAST)
+    attack = Attack(server.port, 99, 5_000)
+    await attack.run()
+    assert attack.connections > 5
+    await until(lambda: not runtime(realtime).connections, "their end")
+
+
+async def test_a_first_message_that_trickles_in_is_not_waited_for(serve: Serve) -> None:
+    realtime = make(auth_timeout=0.5)
+    server = serve(app_of(realtime), ws=FAST)
+    reader, writer = await shake_hands(server.port, "?hello=1")
+    hello = frame(TEXT, b'{"type":"connect","data":{"token":"eve"}}' + b" " * 500)
+    began = time.monotonic()
+    ended = asyncio.create_task(reader.read())
+    for byte in hello:
+        writer.write(bytes([byte]))
+        await asyncio.wait([ended], timeout=0.02)
+        if ended.done():
+            break
+    answer = await ended
+    assert b"auth_required" in answer and struct.pack("!H", 4401) in answer
+    assert time.monotonic() - began < 6
+    writer.close()
+    await nothing_left(realtime)
+
+
+async def test_a_message_that_trickles_in_is_no_sign_of_life(serve: Serve) -> None:
+    realtime = make(ping_interval=0.2, ping_timeout=0.3, resume_window=0.0, presence_grace=0.0)
+    server = serve(app_of(realtime), ws=FAST)
+    reader, writer = await shake_hands(server.port)
+    ended = asyncio.create_task(reader.read())
+    for byte in frame(TEXT, b'{"type":"shout","data":"' + b"x" * 2000):
+        writer.write(bytes([byte]))
+        await asyncio.wait([ended], timeout=0.02)
+        if ended.done():
+            break
+    assert struct.pack("!H", 4508) in await ended
+    writer.close()
+    await nothing_left(realtime)
+
+
+@pytest.mark.parametrize("ws", ["websockets-sansio", FAST])
+async def test_who_only_shakes_hands_is_sent_away(serve: Serve, ws: str) -> None:
+    realtime = make(auth_timeout=0.3)
+    server = serve(app_of(realtime), ws=ws)
+    opened = [await shake_hands(server.port, "?hello=1") for _ in range(50)]
+    for reader, writer in opened:
+        assert struct.pack("!H", 4401) in await asyncio.wait_for(reader.read(), 8)
+        writer.close()
+    await nothing_left(realtime)

@@ -1,0 +1,162 @@
+"""The direct writer: found where it is safe, with frames in order, compression or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from starlette_realtime import Happening, Realtime, RealtimeMiddleware
+from tests.support.ports import Certificate
+from tests.support.server import FAST, LiveServer
+from tests.support.wsclient import NativeClient
+from tests.transports.helpers import PATH, make_app, make_realtime, token, until
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[..., LiveServer]
+SANS_IO = ["websockets-sansio", FAST]
+
+
+def watched() -> tuple[Realtime, list[bool]]:
+    """A Realtime, and for each of its connections whether it writes directly."""
+    realtime = make_realtime()
+    realtime.room("{name}")
+    direct: list[bool] = []
+
+    @realtime.on("connection")
+    def connected(happening: Happening) -> None:
+        direct.append(happening.session.outbox.write is not None)
+
+    return realtime, direct
+
+
+@pytest.mark.parametrize("mount", [False, True], ids=["middleware", "mount"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("ws", SANS_IO)
+async def test_a_writer_is_found(serve: Serve, ws: str, loop: str, mount: bool) -> None:
+    realtime, direct = watched()
+    server = serve(make_app(realtime, mount=mount), ws=ws, loop=loop)
+    async with NativeClient.open(server.ws(PATH)) as client:
+        await client.request("join", "r")
+        await client.request("broadcast", "r", 1)
+        assert direct == [True]
+
+
+@pytest.mark.parametrize("ws", ["wsproto", "websockets"])
+async def test_elsewhere_asgi_is_enough(serve: Serve, ws: str) -> None:
+    realtime, direct = watched()
+    async with NativeClient.open(serve(make_app(realtime), ws=ws).ws(PATH)) as client:
+        await client.request("join", "r")
+        await client.request("broadcast", "r", 1)
+        assert direct == [False]
+
+
+class Counting:
+    """A middleware that wants to see every message."""
+
+    sent: ClassVar[list[str]] = []
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counting(message: Message) -> None:
+            self.sent.append(message["type"])
+            await send(message)
+
+        await self.app(scope, receive, counting if scope["type"] == "websocket" else send)
+
+
+@pytest.mark.parametrize("ws", SANS_IO)
+async def test_a_middleware_that_wraps_send_is_not_passed_by(serve: Serve, ws: str) -> None:
+    realtime, direct = watched()
+    app = make_app(realtime)
+    app.add_middleware(Counting)
+    Counting.sent.clear()
+    async with NativeClient.open(serve(app, ws=ws).ws(PATH)) as client:
+        await client.request("join", "r")
+    assert direct == [False]
+    assert Counting.sent.count("websocket.send") >= 2
+
+
+@pytest.mark.parametrize("compression", ["deflate", None])
+@pytest.mark.parametrize("subprotocols", [["realtime.v1"], []], ids=["several", "single"])
+@pytest.mark.parametrize("ws", SANS_IO)
+async def test_frames_of_every_size_come_whole_and_in_order(
+    serve: Serve, ws: str, subprotocols: list[str], compression: str | None
+) -> None:
+    realtime, _ = watched()
+    server = serve(make_app(realtime), ws=ws)
+    options: dict[str, Any] = {"compression": compression, "subprotocols": subprotocols}
+    async with (
+        NativeClient.open(server.ws(PATH), token=token("ann"), **options) as ann,
+        NativeClient.open(server.ws(PATH), token=token("bob"), **options) as bob,
+    ):
+        await ann.request("join", "r")
+        await bob.request("join", "r")
+        # Around the boundaries of RFC 6455's three forms of a length, and of our frames.
+        sizes = [0, 1, 10, 40, 60, 80, 125, 126, 127, 65_000, 65_535, 65_536, 600_000, 3]
+        for size in sizes:
+            await ann.request("broadcast", "r", "x" * size)
+        for client in (ann, bob):
+            got = [len((await client.expect("broadcast"))["data"]) for _ in sizes]
+            assert got == sizes
+
+
+@pytest.mark.parametrize("ws", SANS_IO)
+async def test_under_tls(serve: Serve, ws: str, certificate: Certificate) -> None:
+    realtime, direct = watched()
+    server = serve(make_app(realtime), ws=ws, certificate=certificate)
+    tls = certificate.client_context()
+    async with NativeClient.open(server.ws(PATH), tls=tls) as client:
+        await client.request("join", "r")
+        for size in (1, 100_000, 3):
+            await client.request("broadcast", "r", "x" * size)
+            assert len((await client.expect("broadcast"))["data"]) == size
+        assert direct == [True]
+    # uvicorn's stop fails over a connection that is closing at that moment.
+    await until(lambda: not server._server.server_state.connections)
+
+
+@pytest.mark.parametrize("ws", SANS_IO)
+async def test_a_reader_that_pauses_gets_everything_in_order(serve: Serve, ws: str) -> None:
+    realtime = make_realtime(max_queued=100_000_000)
+    realtime.room("{name}")
+    server = serve(make_app(realtime), ws=ws)
+    async with (
+        NativeClient.open(server.ws(PATH), token=token("ann")) as ann,
+        NativeClient.open(server.ws(PATH), token=token("bob"), max_queue=1) as bob,
+    ):
+        await ann.request("join", "r")
+        await bob.request("join", "r")
+        bob.websocket.transport.pause_reading()
+        for number in range(40):
+            await ann.request(
+                "broadcast", "r", f"{number} " + "x" * (500_000 if number < 20 else 5)
+            )
+        bob.websocket.transport.resume_reading()
+        for number in range(40):
+            data = (await bob.expect("broadcast", timeout=10))["data"]
+            assert data.split()[0] == str(number)
+        await bob.settle()
+
+
+async def test_two_instances_in_one_app_have_writers_of_their_own(serve: Serve) -> None:
+    one, direct_one = watched()
+    two, direct_two = watched()
+    app = Starlette(routes=[Mount("/two", two)], lifespan=two.lifespan)
+    app.add_middleware(RealtimeMiddleware, realtime=one, path="/one")
+    server = serve(app, ws=FAST)
+    async with (
+        NativeClient.open(server.ws("/one/ws")) as first,
+        NativeClient.open(server.ws("/two/ws")) as second,
+    ):
+        for client in (first, second):
+            await client.request("join", "r")
+            await client.request("broadcast", "r", 1)
+        assert (direct_one, direct_two) == ([True], [True])
