@@ -5,10 +5,10 @@ share a hash tag, so that one script may touch all of them, in a Cluster too. Th
 number of partitions, spread evenly over the slots.
 
     <prefix>:{<tag>}:m:<channel>     hash: where the stream stands ("meta")
-    <prefix>:{<tag>}:h:<channel>     stream: history lane        :p: presence lane
+    <prefix>:{<tag>}:h:<channel>     sorted set: history lane      …:p:…    presence lane
     <prefix>:{<tag>}:x:<channel>     hash: offset by id of what is in the history lane
     <prefix>:{<tag>}:a:<channel>     hash: amended payload by offset
-    <prefix>:{<tag>}:i:…  :j:…       string: result of a publication, by id of the client's or ours
+    <prefix>:{<tag>}:i:…  …:j:…      string: result of a publication, by id of the client's or ours
     <prefix>:{<tag>}:l:<channel>     sorted set: end of the lease by session
     <prefix>:{<tag>}:d:<channel>     hash: what a lease shows by session
     <prefix>:{<tag>}:w:<channel>     hash: sessions and departure by user

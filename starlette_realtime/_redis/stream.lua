@@ -77,10 +77,8 @@ local function stand(at, chance, make)
     here.epoch = candidate(chance)
     -- First of all writes, so that a server without memory refuses before anything has changed.
     redis.call("HSET", at.meta, "e", here.epoch, "o", "0")
-    drop_lanes(at)
-  end
-  if make then
     redis.call("EXPIRE", at.meta, META_SECONDS)
+    drop_lanes(at)
   end
   return here
 end
@@ -89,37 +87,57 @@ local function keep_meta(at, age)
   redis.call("EXPIRE", at.meta, math.max(META_SECONDS, math.ceil(2 * age / 1000)))
 end
 
+-- A lane is a sorted set of entries by offset. (A Redis stream would do as well, but takes 4 KB for
+-- the first entry, which is too much for many small rooms.) An entry: when it was kept (ms), its id,
+-- its payload.
+local function entry_with(time, id, payload)
+  return struct.pack(">I8I2", time, #id) .. id .. payload
+end
+
+local function time_of(entry)
+  return (struct.unpack(">I8", entry))
+end
+
+local function id_of(entry)
+  local length, from = struct.unpack(">I2", entry, 9)
+  return string.sub(entry, from, from + length - 1)
+end
+
+local function payload_of(entry)
+  local length, from = struct.unpack(">I2", entry, 9)
+  return string.sub(entry, from + length)
+end
+
 -- Take out of a lane what is too many or was kept before `oldest` (ms), at most BATCH; return whether
 -- that was all. The caller writes `here.trimmed` down.
 local function evict(at, here, lane, excess, oldest)
-  local stream = key(at, LANES[lane])
+  local entries = key(at, LANES[lane])
   local step, removed, last, more = 1, 0, nil, true
   -- Mostly it is one that goes: entries are read by ones, twos, fours … lest many are for nothing.
   while more and removed < BATCH do
-    local from = last and ("(" .. text(last) .. "-0") or "-"
-    local entries = redis.call("XRANGE", stream, from, "+", "COUNT", math.min(step, 64))
-    more = #entries == math.min(step, 64)
-    for _, entry in ipairs(entries) do
-      local fields = entry[2]
-      if excess <= 0 and tonumber(fields[4]) >= oldest then
+    local found = redis.call("ZRANGE", entries, removed, removed + step - 1, "WITHSCORES")
+    more = #found == 2 * step
+    for index = 1, #found, 2 do
+      local entry, offset = found[index], found[index + 1]
+      if excess <= 0 and time_of(entry) >= oldest then
         more = false
         break
       end
       excess = excess - 1
       removed = removed + 1
-      last = tonumber(string.match(entry[1], "^%d+"))
+      last = tonumber(offset)
       if lane == HISTORY then
-        local id = fields[6]
-        if id ~= "" and redis.call("HGET", key(at, "x"), id) == text(last) then
+        local id = id_of(entry)
+        if id ~= "" and redis.call("HGET", key(at, "x"), id) == offset then
           redis.call("HDEL", key(at, "x"), id)
         end
-        redis.call("HDEL", key(at, "a"), text(last))
+        redis.call("HDEL", key(at, "a"), offset)
       end
     end
-    step = last and removed > 1 and step * 2 or 1
+    step = removed > 1 and math.min(64, step * 2) or 1
   end
   if last then
-    redis.call("XTRIM", stream, "MINID", text(last + 1) .. "-0")
+    redis.call("ZREMRANGEBYRANK", entries, 0, removed - 1)
     here.trimmed = math.max(here.trimmed, last)
   end
   return not more
@@ -190,8 +208,8 @@ end
 local function kept_under(at, id, oldest)
   local offset = id ~= "" and redis.call("HGET", key(at, "x"), id)
   if offset then
-    local entry = redis.call("XRANGE", key(at, "h"), offset, offset)[1]
-    if entry and tonumber(entry[2][4]) >= oldest then
+    local entry = redis.call("ZRANGE", key(at, "h"), offset, offset, "BYSCORE")[1]
+    if entry and time_of(entry) >= oldest then
       return offset, entry, redis.call("HGET", key(at, "a"), offset)
     end
   end
@@ -223,7 +241,7 @@ local function publish(at, draft, retention, announcements, chance, known, lifet
   end
   if draft.expects ~= "" then
     local _, entry, amended = kept_under(at, draft.amends, now() - retention.age)
-    if not entry or (amended or data_of(entry[2][2])) ~= draft.expects then
+    if not entry or (amended or data_of(payload_of(entry))) ~= draft.expects then
       local here = stand(at, chance, true)
       return {2, here.offset, here.epoch, here.nonce}
     end
@@ -239,8 +257,8 @@ local function publish(at, draft, retention, announcements, chance, known, lifet
     offset = here.offset + 1
     nonce = digits(chance)
     local size = draft.lane == HISTORY and retention.size or retention.presence
-    local stream = key(at, kept)
-    local length = redis.call("XLEN", stream)
+    local entries = key(at, kept)
+    local length = redis.call("ZCARD", entries)
     if length == 0 and here.last[draft.lane] > here.trimmed then
       -- The lane has gone with its time, or with the server's memory.
       here.trimmed = here.last[draft.lane]
@@ -251,12 +269,12 @@ local function publish(at, draft, retention, announcements, chance, known, lifet
       number(draft.time > 0 and draft.time or now()), short(nonce), short(previous),
     })
     if size > 0 then
-      redis.call("XADD", stream, text(offset) .. "-0", "p", draft.payload, "t", text(now()), "i", draft.id)
-      redis.call("PEXPIRE", stream, retention.age)
-      if draft.lane == HISTORY and draft.id ~= "" then
-        redis.call("HSET", key(at, "x"), draft.id, text(offset))
-      end
+      redis.call("ZADD", entries, text(offset), entry_with(now(), draft.id, draft.payload))
+      redis.call("PEXPIRE", entries, retention.age)
       if draft.lane == HISTORY then
+        if draft.id ~= "" then
+          redis.call("HSET", key(at, "x"), draft.id, text(offset))
+        end
         redis.call("PEXPIRE", key(at, "x"), retention.age)
         redis.call("PEXPIRE", key(at, "a"), retention.age)
       end
@@ -309,22 +327,21 @@ local function freshen(at, chance)
   end
 end
 
-local function payloads(entries)
-  local found = {}
-  for index, entry in ipairs(entries) do
-    found[index] = entry[2][2]
+-- Entries that ZRANGE … WITHSCORES found: their payloads, and for the history lane what amends them
+-- (false for nothing).
+local function payloads(found)
+  local list = {}
+  for index = 1, #found, 2 do
+    list[#list + 1] = payload_of(found[index])
   end
-  return found
+  return list
 end
 
--- What amends entries of the history lane, by their index.
-local function amendments(at, entries)
-  local found = {}
-  if #entries == 0 or redis.call("EXISTS", key(at, "a")) == 0 then
-    return found
+local function amendments(at, found)
+  local list = {}
+  local any = #found > 0 and redis.call("EXISTS", key(at, "a")) == 1
+  for index = 2, #found, 2 do
+    list[#list + 1] = any and redis.call("HGET", key(at, "a"), found[index])
   end
-  for index, entry in ipairs(entries) do
-    found[index] = redis.call("HGET", key(at, "a"), string.match(entry[1], "^%d+"))
-  end
-  return found
+  return list
 end

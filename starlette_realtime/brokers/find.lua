@@ -10,7 +10,7 @@ local age = redis.call("HGET", at.meta, "a")
 if age then
   local _, entry, amended = kept_under(at, ARGV[1], now() - tonumber(age))
   if entry then
-    return {entry[2][2], amended}
+    return {payload_of(entry), amended}
   end
 end
 return {}

@@ -24,14 +24,15 @@ local history, amended, presence = {}, {}, {}
 local size = 0
 while since < here.offset and size < BYTES do
   local first, last = text(since + 1), text(math.min(since + WINDOW, here.offset))
-  local entries = redis.call("XRANGE", key(at, "h"), first, last)
-  local changes = amendments(at, entries)
-  for index, payload in ipairs(payloads(entries)) do
+  local found = redis.call("ZRANGE", key(at, "h"), first, last, "BYSCORE", "WITHSCORES")
+  local changes = amendments(at, found)
+  for index, payload in ipairs(payloads(found)) do
     history[#history + 1] = payload
-    amended[#history] = changes[index] or false
+    amended[#history] = changes[index]
     size = size + #payload
   end
-  for _, payload in ipairs(payloads(redis.call("XRANGE", key(at, "p"), first, last))) do
+  found = redis.call("ZRANGE", key(at, "p"), first, last, "BYSCORE", "WITHSCORES")
+  for _, payload in ipairs(payloads(found)) do
     presence[#presence + 1] = payload
     size = size + #payload
   end

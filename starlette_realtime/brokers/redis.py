@@ -259,7 +259,7 @@ class RedisBroker(HistoryBroker):
         if after is not None:
             bounds: tuple[str, str | int] = ("after", max(0, min(after, LARGEST_OFFSET)))
         elif before is None or before > LARGEST_OFFSET:
-            bounds = ("before", "+")
+            bounds = ("before", "+inf")
         else:
             bounds = ("before", max(0, before - 1))
         epoch, offset, nonce, more, payloads, amendments = await self._read(

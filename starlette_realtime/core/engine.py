@@ -363,6 +363,10 @@ class Engine:
             # The room was named inside: what is beside it is what is meant.
             whole = payload.load(data)
             data = payload.dump(whole.get("data", whole))
+        elif b"$" in data or b"\\u" in data:
+            # It goes on as it stands: bytes that are none, or half a surrogate pair, would break
+            # those who read it, and everyone who finds it in the history.
+            payload.load(data)
         id = f"{session.user_id or session.id}/{command.message_id}" if command.message_id else ""
         draft = Draft(event="broadcast", data=data, id=id)
         published = await self.publish(member.room, draft)
@@ -434,6 +438,7 @@ class Engine:
                 ),
                 "position": page.position,
                 "more": page.more,
+                "first": page.publications[0].offset if page.publications else None,
             },
         )
 

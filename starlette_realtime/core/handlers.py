@@ -44,7 +44,8 @@ class Handler:
     """A function of the app, with the plan of how to call it.
 
     A parameter gets: the object whose class it is annotated with or whose name it has (`room`,
-    `member`, `session`, …); the path parameter of its name; or, if it is the one that is left, the payload, validated against its annotation.
+    `member`, `session`, …); the path parameter of its name; or, if it is the one that is left, the
+    payload, validated against its annotation.
 
     Args:
         function: sync (then called in a worker thread) or async.

@@ -149,6 +149,8 @@ export interface HistoryPage {
   messages: any[];
   position: Position;
   more: boolean;
+  /** Offset of the page's oldest event: `before: first` asks for what is older. */
+  first: number | null;
 }
 
 export interface MembersQuery {

@@ -215,7 +215,7 @@ async def test_an_expired_token_is_replaced(visit: Visit, network: Networks) -> 
     ann = await visit(net.origin)
     await ann.run(
         """visitor.tokens = 0;
-        const auth = () => visitor.token("ann", ++visitor.tokens === 1 ? "&expires_in=1.2" : "");
+        const auth = () => visitor.token("ann", ++visitor.tokens === 1 ? "&expires_in=2" : "");
         await visitor.enter("ann", "chat/1", { auth })"""
     )
     await ann.until("visitor.resumed.length === 1")

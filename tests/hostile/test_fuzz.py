@@ -42,30 +42,9 @@ BATCH = 100
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
 
 COMMANDS = [
-    "connect",
-    "join",
-    "leave",
-    "join-room",
-    "leave-room",
-    "broadcast",
-    "ping",
-    "pong",
-    "ack",
-    "history",
-    "members",
-    "refresh",
-    "message",
-    "move",
-    "shout",
-    "typing",
-    "error",
-    "connected",
-    "joined",
-    "$ask",
-    "$answer",
-    "$disconnect",
-    "$replaced",
-    "auth",
+    *("connect", "join", "leave", "join-room", "leave-room", "broadcast", "ping", "pong", "ack"),
+    *("history", "members", "refresh", "message", "move", "shout", "typing", "error", "connected"),
+    *("joined", "$ask", "$answer", "$disconnect", "$replaced", "auth"),
 ]
 NAMES: list[Any] = [
     "chat/1",
@@ -284,6 +263,17 @@ async def shake_hands(
     return reader, writer
 
 
+async def hang_up(writer: asyncio.StreamWriter, *, abort: bool = True) -> None:
+    if abort:
+        writer.transport.abort()
+    writer.close()
+    try:
+        async with asyncio.timeout(1):
+            await writer.wait_closed()
+    except (ConnectionError, TimeoutError):
+        writer.transport.abort()
+
+
 class Attack:
     """One after the other, connections that fuzz the server until so many frames are sent."""
 
@@ -314,12 +304,9 @@ class Attack:
                     await asyncio.sleep(0)
             except ConnectionError:
                 pass
-            if self.fuzz.random.random() < 0.5:
-                writer.transport.abort()
-            else:
-                writer.close()
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+            await hang_up(writer, abort=self.fuzz.random.random() < 0.5)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -458,7 +445,7 @@ async def test_a_first_message_that_trickles_in_is_not_waited_for(serve: Serve) 
     answer = await ended
     assert b"auth_required" in answer and struct.pack("!H", 4401) in answer
     assert time.monotonic() - began < 6
-    writer.close()
+    await hang_up(writer)
     await nothing_left(realtime)
 
 
@@ -473,7 +460,7 @@ async def test_a_message_that_trickles_in_is_no_sign_of_life(serve: Serve) -> No
         if ended.done():
             break
     assert struct.pack("!H", 4508) in await ended
-    writer.close()
+    await hang_up(writer)
     await nothing_left(realtime)
 
 
@@ -484,5 +471,5 @@ async def test_who_only_shakes_hands_is_sent_away(serve: Serve, ws: str) -> None
     opened = [await shake_hands(server.port, "?hello=1") for _ in range(50)]
     for reader, writer in opened:
         assert struct.pack("!H", 4401) in await asyncio.wait_for(reader.read(), 8)
-        writer.close()
+        await hang_up(writer)
     await nothing_left(realtime)

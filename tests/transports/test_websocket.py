@@ -443,6 +443,18 @@ async def test_bytes_survive(ann: NativeClient, bob: NativeClient, room: str) ->
     assert (await bob.expect("broadcast"))["data"] == data
 
 
+async def test_a_broadcast_that_nobody_could_read(
+    ann: NativeClient, bob: NativeClient, room: str
+) -> None:
+    await ann.request("join", room)
+    await bob.request("join", room)
+    for data in ('{"$bytes":"?"}', '[{"\\u0024bytes":"AAE"}]', '"\\ud800"', '{"a":{"$bytes":"="}}'):
+        await ann.send_raw(f'{{"type":"broadcast","room":"{room}","id":1,"data":{data}}}')
+        assert (await ann.expect("error", id=1))["code"] == "invalid_message", data
+    assert [m for m in await bob.settle() if m["type"] == "broadcast"] == []
+    assert (await bob.request("history", room))["messages"] == []
+
+
 async def test_history_is_paged_both_ways(ann: NativeClient, room: str) -> None:
     first = (await ann.request("join", room))["position"]["offset"]
     for number in range(5):
