@@ -12,8 +12,9 @@ from .auth import (
     SessionAuth,
     SignedTokenAuth,
     User,
+    WithUser,
 )
-from .core.namespace import ConnectionContext, Context, Happening, Namespace
+from .core.namespace import ConnectionContext, Context, Happening, Namespace, NamespaceFeature
 from .core.options import Options
 from .core.room import Room
 from .core.router import Feature, RoomType, event
@@ -34,7 +35,11 @@ from .errors import (
 )
 from .events import MemberInfo, Page, Position, Publication, Published
 from .features.chat import Chat
+from .features.direct import DirectMessages
+from .features.status import Presence
+from .features.typing import Typing
 from .middleware import RealtimeMiddleware
+from .tickets import TicketAuth
 
 __version__ = "0.1.0"
 
@@ -52,6 +57,7 @@ __all__ = [
     "ConnectionContext",
     "Context",
     "Credentials",
+    "DirectMessages",
     "Disconnected",
     "Feature",
     "FirstOf",
@@ -62,10 +68,12 @@ __all__ = [
     "Member",
     "MemberInfo",
     "Namespace",
+    "NamespaceFeature",
     "NotInRoom",
     "Options",
     "Page",
     "Position",
+    "Presence",
     "Publication",
     "Published",
     "RateLimited",
@@ -78,6 +86,9 @@ __all__ = [
     "Session",
     "SessionAuth",
     "SignedTokenAuth",
+    "TicketAuth",
+    "Typing",
     "User",
+    "WithUser",
     "event",
 ]

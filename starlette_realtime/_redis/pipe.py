@@ -13,13 +13,36 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
 from ..errors import BrokerUnavailable
 from .keys import Argument
 from .url import Address, RedisURL, host_and_port
 
 Command = tuple[Argument, ...]
+
+
+class Redirected(Exception):
+    """A Cluster's node says which one to ask: `address`, without a host when it is the same one.
+    With `asking` for this once, while a slot is being moved."""
+
+    def __init__(self, text: str, address: Address, asking: bool) -> None:
+        super().__init__(text)
+        self.address = address
+        self.asking = asking
+
+
+def redirection(error: ResponseError) -> Redirected | None:
+    """Return what an error says of another node, if it does. Not every redis-py tells such errors
+    from others on a plain connection."""
+    if isinstance(error, AskError):
+        moved = isinstance(error, MovedError)
+        return Redirected(str(error), (error.host, error.port), not moved)
+    kind, _, rest = str(error).partition(" ")
+    host, separator, port = rest.rpartition(":")
+    if kind not in ("MOVED", "ASK") or not separator or not port.isdigit():
+        return None
+    return Redirected(str(error), (host.partition(" ")[2], int(port)), kind == "ASK")
 
 
 class Lost(BrokerUnavailable):

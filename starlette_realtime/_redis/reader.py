@@ -24,14 +24,13 @@ import msgspec
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
-    MovedError,
     NoPermissionError,
     RedisError,
     ResponseError,
 )
 
 from ..errors import BrokerUnavailable, ConfigurationError
-from .pipe import close, connect, pack, until_first
+from .pipe import close, connect, pack, redirection, until_first
 from .server import RedisServer, describe, pause
 from .url import Address, host_and_port
 
@@ -447,9 +446,6 @@ class _Link:
         while True:
             try:
                 message = await read(disable_decoding=True)
-            except MovedError as error:
-                self._refused(error)
-                continue
             except NoPermissionError:
                 raise
             except ResponseError as error:
@@ -509,7 +505,7 @@ class _Link:
         if not self._requests:
             self._quiet.set()
         self._server.stale()
-        if self._probe in request.entries or not isinstance(error, MovedError):
+        if self._probe in request.entries or redirection(error) is None:
             raise error
         for entry in request.entries:
             entry.state = _State.NONE

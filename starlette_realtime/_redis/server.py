@@ -17,13 +17,11 @@ from typing import Any, Final
 import anyio
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
-    AskError,
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
-    MovedError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -36,7 +34,7 @@ from redis.exceptions import (
 from ..errors import BrokerUnavailable, ConfigurationError
 from .keys import PARTITIONS, SLOTS, Argument, Keys
 from .keys import partition as partition_of
-from .pipe import Command, Lost, Pipe, ask_once, close, connect
+from .pipe import Command, Lost, Pipe, Redirected, ask_once, close, connect, redirection
 from .scripts import Script
 from .url import Address, RedisURL, host_and_port
 
@@ -438,10 +436,10 @@ class RedisServer:
                     target = address or self._where[partition]
                     try:
                         return await self._once(target, command, asking, replicated)
-                    except (MovedError, AskError) as error:
+                    except Redirected as error:
                         redirections += 1
-                        asking = not isinstance(error, MovedError)
-                        address = (error.host or target[0], error.port)
+                        asking = error.asking
+                        address = (error.address[0] or target[0], error.address[1])
                         if not asking:
                             self._correct(partition, address)
                             address = None
@@ -494,8 +492,6 @@ class RedisServer:
             answer = await answers[int(asking)]
         except NoScriptError:
             raise _Unknown from None
-        except (MovedError, AskError):
-            raise
         except (ReadOnlyError, ClusterDownError, TryAgainError, BusyLoadingError) as error:
             raise NotNow(f"{host_and_port(address)}: {error}") from None
         except OutOfMemoryError as error:
@@ -503,6 +499,9 @@ class RedisServer:
         except NoPermissionError as error:
             raise Refused(f"{host_and_port(address)}: the user may not: {error}") from None
         except ResponseError as error:
+            elsewhere = redirection(error)
+            if elsewhere is not None:
+                raise elsewhere from None
             if str(error).startswith(_PASSING):
                 raise NotNow(f"{host_and_port(address)}: {error}") from None
             raise Refused(f"{host_and_port(address)}: {error}") from None

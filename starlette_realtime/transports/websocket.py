@@ -39,7 +39,7 @@ from ..errors import (
 )
 from ..events import Command
 from ..protocols import native, payload
-from . import native as wires
+from ..wires import native as wires
 
 logger = logging.getLogger("starlette_realtime")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -109,13 +111,11 @@ async def test_a_database_that_is_not_there(own_redis: Own) -> None:
 async def test_a_user_with_rights_for_the_prefix_alone(own_redis: Own) -> None:
     server = own_redis()
     with redis.Redis(port=server.port, protocol=2) as client:
-        # As docs/deployment.md says.
-        rules = (
-            "on >pw ~app:* &app:* +@connection +@scripting +@pubsub +@hash +@sortedset +@stream "
-            "+@string +@keyspace +@transaction +time +info +wait -@dangerous +info"
-        )
+        deployment = Path(__file__).parents[2] / "docs" / "deployment.md"
+        rules = re.search(r"ACL SETUSER realtime (.*)", deployment.read_text())
+        assert rules is not None
         users = {
-            "ann": rules,
+            "ann": rules[1].replace(">password", ">pw").replace("rt:", "app:"),
             "bob": "on >pw ~app:* &other:* +@all",
             "cyd": "on >pw ~x:* &app:* +@all",
             "dan": "on >pw ~* &* +@connection",

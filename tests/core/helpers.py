@@ -35,7 +35,7 @@ from starlette_realtime.events import (
     Retention,
 )
 from starlette_realtime.settings import stores_from_url
-from starlette_realtime.transports import native as wires
+from starlette_realtime.wires import native as wires
 
 Message = dict[str, Any]
 

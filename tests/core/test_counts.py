@@ -15,7 +15,7 @@ import pytest
 from starlette_realtime.brokers.memory import MemoryBroker
 from starlette_realtime.core.namespace import Namespace
 from starlette_realtime.events import Position
-from starlette_realtime.transports import native as wires
+from starlette_realtime.wires import native as wires
 from tests.core.helpers import Client, LateBroker, house
 from tests.support.server import FAST, LiveServer
 from tests.support.wsclient import NativeClient

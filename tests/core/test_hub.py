@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from starlette_realtime.core.hub import MAX_BUFFERED, Channel, Hub
 from starlette_realtime.core.options import Options
 from starlette_realtime.events import Position, Publication
-from starlette_realtime.transports import native as wires
+from starlette_realtime.wires import native as wires
 from tests.core.helpers import Socket
 
 START = Position("e", 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from starlette_realtime.core.outbox import Chunk, Outbox
-from starlette_realtime.transports import native as wires
+from starlette_realtime.wires import native as wires
 
 
 class Wire:
