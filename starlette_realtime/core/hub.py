@@ -25,6 +25,7 @@ from .turns import Soon
 MAX_BUFFERED = 4096
 """Publications kept for a session that is joining, or a channel that heals."""
 KNOWN_NONCES = 256
+_INTERRUPTED = Publication("$interrupted", b"null")
 
 
 class Channel:
@@ -234,6 +235,9 @@ class Hub:
         if channel.healing is not None:
             if len(channel.healing) < MAX_BUFFERED:
                 channel.healing.append(publication)
+            else:
+                # With a hole before its end it joins on to no history: that is read again.
+                channel.healing[-1] = publication
             return
         if publication.epoch == channel.epoch:
             offset = channel.offset
@@ -258,7 +262,14 @@ class Hub:
                 continue
             if channel.room is None:
                 self._control(channel, Publication("$interrupted", b"null"))
-            elif channel.healing is None and channel.epoch is not None:
+                continue
+            for receiver in channel.joining or ():
+                # Its history may have been read already: it has to be read again.
+                channel.joining[receiver] = None  # type: ignore[index]
+            if channel.healing is not None:
+                # So may the one that closes this hole. What fits nowhere makes it read again.
+                channel.healing.append(_INTERRUPTED)
+            elif channel.epoch is not None:
                 channel.healing = []
                 self._heal(channel)
 
@@ -381,6 +392,10 @@ class Hub:
         log: list[tuple[Channel, Publication]],
         own: dict[Outbox, _Own],
     ) -> None:
+        if not _one_after_the_other(log):
+            # Who is in several of these rooms must not get them room by room.
+            for outbox in _in_several(dirty):
+                own.setdefault(outbox, _Own())
         encoded: dict[tuple[Channel, Wire], list[bytes]] = {}
         runs: dict[Outbox, list[Chunk]] = {}
         for channel in dirty:
@@ -467,6 +482,22 @@ class Hub:
             for chunk in outbox.wire.frames((message,)):
                 self.writes += 1
                 outbox.push(chunk, publication.volatile, publication.key)
+
+
+def _one_after_the_other(log: list[tuple[Channel, Publication]]) -> bool:
+    """Whether all that was published to a channel stands together."""
+    changes = sum(log[number][0] is not log[number - 1][0] for number in range(1, len(log)))
+    return changes < len({channel for channel, _ in log})
+
+
+def _in_several(channels: list[Channel]) -> set[Outbox]:
+    once: set[Outbox] = set()
+    several: set[Outbox] = set()
+    for channel in channels:
+        for group in channel.groups.values():
+            several.update(once.intersection(group))
+            once.update(group)
+    return several
 
 
 def _without(messages: list[bytes], start: int, end: int, skips: set[int]) -> Iterable[bytes]:

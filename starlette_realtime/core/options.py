@@ -21,7 +21,7 @@ class Options:
     """How long the server waits for the first message."""
     max_payload: int = 1_000_000
     """A larger frame from a client closes its connection with 1009."""
-    max_queued: int = 1_000_000
+    max_queued: int = 4_000_000
     """Bytes that may wait for a slow connection before it is closed with 4502."""
     handler_timeout: float = 30.0
     """A handler that takes longer is cancelled, its sender told `timeout`."""

@@ -147,12 +147,17 @@ class Outbox:
         self.size = size = self.size + len(chunk)
         if size > self.soft:
             self.congested = True
-            if size > self.limit:
+            if size > self.limit and size - len(self._first()) > self.limit:
                 self.close()
                 self._overflow()
                 return
         if self._wake is not None:
             self._wake()
+
+    def _first(self) -> Chunk:
+        """What is next: it does not count, or one large message would be too much by itself."""
+        first = self._queue[0]
+        return first.chunk if isinstance(first, _Keyed) else first
 
     def _keyed(self, chunk: Chunk, key: str) -> _Keyed:
         """Return `chunk` as the queue holds it, in place of an older one with its key.

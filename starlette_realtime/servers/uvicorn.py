@@ -13,6 +13,7 @@ sign of a close.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from starlette.types import Scope, Send
 try:
     from uvicorn.protocols.utils import is_ssl
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+    from websockets.exceptions import InvalidState
     from websockets.extensions.permessage_deflate import (
         PerMessageDeflate,
         ServerPerMessageDeflateFactory,
@@ -66,7 +68,10 @@ class SansIOWriter:
         transport = protocol.transport
         # The transport says it is paused as soon as anything waits in its buffer, and writable when
         # nothing does.
-        transport.set_write_buffer_limits(high=0)
+        if not is_ssl(transport):
+            # Not with TLS: its transport (asyncio.sslproto) would count an empty buffer as full,
+            # and stay paused.
+            transport.set_write_buffer_limits(high=0)
         self._protocol = protocol
         self._write = transport.write
         self._is_closing = transport.is_closing
@@ -126,6 +131,13 @@ class SansIOWriter:
 
     def abort(self) -> None:
         self._protocol.transport.abort()
+
+    def let_go(self, seconds: float) -> None:
+        """Close the socket, in `seconds` at the latest: asyncio would wait for ever until a peer
+        that does not read takes what is still to be written, and uvicorn's stop with it."""
+        transport = self._protocol.transport
+        if transport.get_write_buffer_size():
+            self._protocol.loop.call_later(seconds, transport.abort)
 
 
 class RealtimeProtocol(WebSocketsSansIOProtocol):
@@ -189,7 +201,12 @@ class RealtimeProtocol(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         self._closing()
-        super().shutdown()
+        try:
+            super().shutdown()
+        except InvalidState:
+            # The client is closing at this very moment. uvicorn does not expect that, and would
+            # stop without ending the app's lifespan.
+            self.transport.close()
 
     async def send(self, message: Any) -> None:
         if message["type"] == "websocket.close":
@@ -223,12 +240,23 @@ _NEEDED = (
 )
 
 
+def _unwrapped(send: Any) -> Any:
+    """Starlette wraps `send` for what stands in its router, `Mount` included, only to note that an
+    HTTP response has started: nothing that concerns a WebSocket's messages."""
+    while getattr(send, "__module__", "") == "starlette._exception_handler":
+        inner = inspect.getclosurevars(send).nonlocals.get("send")
+        if inner is None:
+            break
+        send = inner
+    return send
+
+
 def find_writer(scope: Scope, send: Send) -> SansIOWriter | None:
     """Return a direct writer if `send` is the very method of uvicorn's sans-IO protocol: then no
     middleware stands between that would have to see each message."""
     extensions = scope.get("extensions") or {}
     offered = extensions.get(EXTENSION)
-    protocol = getattr(send, "__self__", None)
+    protocol = getattr(_unwrapped(send), "__self__", None)
     if offered is not None:
         return offered if protocol is offered._protocol else None
     if type(protocol) is not WebSocketsSansIOProtocol:

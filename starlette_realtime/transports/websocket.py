@@ -71,6 +71,9 @@ class Writer(Protocol):
     def abort(self) -> None:
         """Close the socket without a word."""
 
+    def let_go(self, seconds: float) -> None:
+        """The connection is over: give the socket so long to take what is still to be written."""
+
 
 class WebSocketConnection(Connection):
     """A WebSocket with a client that speaks the native protocol."""
@@ -212,6 +215,8 @@ class WebSocketConnection(Connection):
                     await self._read()
         finally:
             code = self._ended()
+            if self._writer is not None:
+                self._writer.let_go(CLOSE_TIMEOUT)
             for session in list(self.sessions.values()):
                 await session.engine.lobby.disconnect(session, code)
             await runtime.disconnected(self)

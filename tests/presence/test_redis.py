@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import anyio
 import pytest
+import redis
 
 from starlette_realtime._redis import RedisServer
 from starlette_realtime.brokers.redis import RedisBroker
+from starlette_realtime.errors import BrokerUnavailable
+from starlette_realtime.events import Draft, Lane, Position, Retention
+from starlette_realtime.presence import Counts, Lease, PresenceStore
 from starlette_realtime.presence.redis import RedisPresence
 from starlette_realtime.testing.contracts import PresenceContract, Recorder, RunningPresence
+from tests.support.redis_server import RedisServer as Server
 
 pytestmark = pytest.mark.anyio
 
@@ -37,3 +44,78 @@ class TestContract(PresenceContract):
     async def pair(self) -> AsyncIterator[tuple[RunningPresence, RunningPresence]]:
         async with two_stores(self.url) as pair:
             yield pair
+
+
+async def enter(store: PresenceStore, room: str, session: str, user: str, ttl: float) -> bool:
+    return await store.enter(
+        room,
+        Lease(session, user, b'{"name":"Ann"}'),
+        ttl=ttl,
+        arrival=Draft(event="arrived", data=b"1", lane=Lane.PRESENCE),
+        departure=Draft(event="departed", data=b"1", lane=Lane.PRESENCE),
+        retention=Retention(),
+    )
+
+
+async def test_many_leases_of_a_process_that_died_end_once(redis_url: str) -> None:
+    async with two_stores(redis_url) as (one, two):
+        # More than one step of the sweeper takes, in one room and in many.
+        for number in range(450):
+            room = "crowd" if number % 2 else f"room{number}"
+            await enter(one.presence, room, f"s{number}", f"u{number}", 0.5)
+        await enter(two.presence, "crowd", "stays", "bob", 60)
+        await anyio.sleep(0.6)
+        assert sum(await gather_expired(one, two)) == 450
+        assert await two.presence.counts("crowd") == Counts(1, 1)
+        page = await two.broker.page("crowd", limit=1)
+        recovery = await two.broker.recover("crowd", Position(page.position.epoch, 0), 1000)
+        events = [publication.event for publication in recovery.publications]
+        assert (events.count("arrived"), events.count("departed")) == (226, 225)
+
+
+async def gather_expired(one: RunningPresence, two: RunningPresence) -> list[int]:
+    return list(await asyncio.gather(*(side.presence.expire() for side in (one, two, one, two))))
+
+
+async def test_of_those_who_have_gone_nothing_is_left(redis_url: str) -> None:
+    async with two_stores(redis_url) as (one, two):
+        for number in range(20):
+            await enter(one.presence, f"room{number % 3}", f"s{number}", f"u{number % 7}", 0.3)
+        for number in range(0, 20, 2):
+            await two.presence.leave(f"room{number % 3}", f"s{number}")
+        await anyio.sleep(0.4)
+        assert await two.presence.expire() == 10
+    with redis.Redis.from_url(redis_url, protocol=2) as client:
+        left = {key.decode().split(":")[2] for key in client.scan_iter("*")}
+    # Where the streams stand, and what was announced.
+    assert left == {"m", "p"}
+
+
+async def test_leases_outlive_the_stores_and_are_swept_by_the_next(redis_url: str) -> None:
+    async with two_stores(redis_url) as (one, _):
+        await enter(one.presence, "room", "s1", "ann", 0.3)
+    await anyio.sleep(0.4)
+    async with two_stores(redis_url) as (one, two):
+        assert await one.presence.counts("room") == Counts(1, 1)
+        assert await two.presence.expire() == 1
+        assert await one.presence.counts("room") == Counts(0, 0)
+
+
+async def test_a_server_without_memory_leaves_everything_as_it_was(
+    own_redis: Callable[..., Server],
+) -> None:
+    server = own_redis(options={"maxmemory-policy": "noeviction"})
+    async with two_stores(f"{server.url}?patience=0.2") as (one, _):
+        await enter(one.presence, "room", "s1", "ann", 60)
+        with redis.Redis(port=server.port, protocol=2) as client:
+            client.config_set("maxmemory", "1")
+            with pytest.raises(BrokerUnavailable):
+                await enter(one.presence, "room", "s2", "bob", 60)
+            with pytest.raises(BrokerUnavailable):
+                await one.presence.leave("room", "s1")
+            client.config_set("maxmemory", "0")
+        assert await one.presence.counts("room") == Counts(1, 1)
+        assert await one.presence.leave("room", "s1")
+        page = await one.broker.page("room", limit=1)
+        recovery = await one.broker.recover("room", Position(page.position.epoch, 0), 10)
+        assert [p.event for p in recovery.publications] == ["arrived", "departed"]
