@@ -124,8 +124,8 @@ class Realtime(Namespace):
     async def _start_detached(self) -> None:
         """Start without a lifespan to live in: the server lives as long as the event loop."""
         logger.warning(
-            "Realtime was not started by the app's lifespan: it starts now, and can't say goodbye to "
-            "its clients when the app stops. Use RealtimeMiddleware, or pass "
+            "Realtime was not started by the app's lifespan: it starts now, and can't say goodbye "
+            "to its clients when the app stops. Use RealtimeMiddleware, or pass "
             "lifespan=realtime.lifespan to the app."
         )
         started = anyio.Event()

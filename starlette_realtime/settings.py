@@ -39,7 +39,7 @@ def stores_from_url(url: str) -> Stores:
         )
     if scheme in REDIS_SCHEMES:
         return _redis_stores(url)
-    raise ConfigurationError(f"no backend for {scheme}://: use memory:// or redis://")
+    raise ConfigurationError(f"no backend for '{scheme}://': use memory:// or redis://")
 
 
 def publishing_broker(url: str) -> RedisBroker:

@@ -1,7 +1,7 @@
 """What a broker is: publish and subscribe, and, where it can, history in the same step.
 
-A broker moves publications between processes and keeps the newest. Local fan-out is not its business:
-it hands each publication of a subscribed channel once to its listener.
+A broker moves publications between processes and keeps the newest. Local fan-out is not its
+business: it hands each publication of a subscribed channel once to its listener.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Broker(ABC):
 class HistoryBroker(Broker):
     """A broker that also keeps what was published in the lanes HISTORY and PRESENCE.
 
-    Guarantee: the kept publications of a channel have the offsets 1, 2, 3 … within an epoch; what is
-    read and what is announced agree. An epoch ends when kept publications may have been lost; after
+    Guarantee: the kept publications of a channel have the offsets 1, 2, 3, … within an epoch; what
+    is read and what is announced agree. An epoch ends when kept publications may have been lost; after
     that no position of it is recovered.
     """
 

@@ -27,7 +27,8 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class MemberPage(msgspec.Struct, frozen=True):
-    """Some of a channel's users, ordered by user id. `cursor` asks for the next page; empty at the end."""
+    """Some of a channel's users, ordered by user id. `cursor` asks for the next page; empty at the
+    end."""
 
     members: list[MemberInfo]
     counts: Counts
@@ -37,10 +38,10 @@ class MemberPage(msgspec.Struct, frozen=True):
 class PresenceStore(ABC):
     """Leases with an end, kept alive by `renew`.
 
-    Guarantee: over all processes, the first lease of a user in a channel and the end of the last one
-    are each noticed exactly once, and what announces them is published into the channel's stream in
-    the same atomic step: whoever reads members and stream sees them agree. A lease whose time is over
-    is removed by some process's `expire`, within its interval.
+    Guarantee: over all processes, the first lease of a user in a channel and the end of the last
+    are each noticed exactly once, and what announces them is published into the channel's stream
+    in the same atomic step: whoever reads members and stream sees them agree. A lease whose time is
+    over is removed by some process's `expire`, within its interval.
     """
 
     @abstractmethod

@@ -65,6 +65,8 @@ class TestBroker(HistoryBrokerContract):
 
 
 class TestPresence(PresenceContract):
+    unit = 0.5
+
     @pytest.fixture(autouse=True)
     def server(self, cluster: RedisCluster) -> None:
         self.url = cluster.url
@@ -100,6 +102,8 @@ class TestSessions(SessionStoreContract):
 
 
 class TestLimits(LimitStoreContract):
+    unit = 0.5
+
     @pytest.fixture(autouse=True)
     def server(self, cluster: RedisCluster) -> None:
         self.url = cluster.url

@@ -34,9 +34,10 @@ from tests.support.wsclient import NativeClient
 pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., LiveServer]
-FRAMES = 200_000
+FRAMES = 240_000
+"""Of these the server reads more than 200 000: behind one that ends a connection, some are lost."""
 LANES = 6
-BATCH = 100
+BATCH = 200
 """Frames in one write to a socket."""
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
@@ -181,7 +182,7 @@ class Fuzz:
         while True:
             payload = self.payload()
             kind = r.random()
-            if kind < 0.005:
+            if kind < 0.0005:
                 yield self.wild()
             elif kind < 0.75 and _is_text(payload):
                 yield frame(TEXT, payload)
@@ -294,7 +295,8 @@ class Attack:
         self.left = number
         self.fuzz = Fuzz(seed)
         self.connections = 0
-        self.received = 0
+        self.seen = b""
+        self.news = asyncio.Event()
 
     async def run(self) -> None:
         frames = self.fuzz.frames()
@@ -310,20 +312,33 @@ class Attack:
                     writer.write(frame(TEXT, b'{"type":"join","room":"chat/1"}'))
                 while self.left > 0 and not reading.done():
                     batch = [next(frames) for _ in range(BATCH)]
-                    writer.write(b"".join(batch))
+                    # Not further ahead of the server than this: what it has not read when the
+                    # connection ends is lost to the test.
+                    mark = struct.pack("!Q", self.left)
+                    writer.write(b"".join(batch) + frame(PING, mark))
                     self.left -= BATCH
-                    await writer.drain()
-                    await asyncio.sleep(0)
+                    await self._until_read(mark, reading)
             except ConnectionError:
                 pass
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             await hang_up(writer, abort=self.fuzz.random.random() < 0.5)
 
+    async def _until_read(self, mark: bytes, reading: asyncio.Task[None]) -> None:
+        end = time.monotonic() + 2
+        while b"\x8a\x08" + mark not in self.seen and time.monotonic() < end:
+            if reading.done():
+                return
+            self.news.clear()
+            waiting = asyncio.ensure_future(self.news.wait())
+            await asyncio.wait([waiting, reading], timeout=1, return_when="FIRST_COMPLETED")
+            waiting.cancel()
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while data := await reader.read(1 << 16):
-                self.received += len(data)
+                self.seen = self.seen[-10:] + data
+                self.news.set()
         except ConnectionError:
             pass
 
@@ -396,35 +411,93 @@ def everything(realtime: Realtime) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("ws", [FAST])
+class Log(logging.Filter):
+    """Warnings and errors, as text: a traceback that is kept keeps alive all it goes through."""
+
+    LOGGERS = ("starlette_realtime", "uvicorn.error", "asyncio")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
+        record.exc_info = None
+        if record.levelno >= logging.WARNING:
+            message = record.getMessage().splitlines()[0]
+            self.lines.append(f"{record.name}: {message} {kind}".strip())
+        return True
+
+    def __enter__(self) -> Log:
+        for logger in map(logging.getLogger, self.LOGGERS):
+            logger.addFilter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for logger in map(logging.getLogger, self.LOGGERS):
+            logger.removeFilter(self)
+
+
+# uvicorn's own way with a text frame that is not UTF-8, alone and with a close frame behind it.
+KNOWN = {
+    "uvicorn.error: Invalid UTF-8 sequence received from client. UnicodeDecodeError",
+    "asyncio: Fatal error: protocol.data_received() call failed. InvalidState",
+}
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    with Log() as log:
+        yield log
+
+
+@pytest.mark.parametrize(("ws", "number"), [(FAST, FRAMES), ("websockets-sansio", FRAMES // 10)])
 async def test_nothing_that_is_sent_breaks_anything(
-    serve: Serve, ws: str, caplog: pytest.LogCaptureFixture
+    serve: Serve, ws: str, number: int, log: Log
 ) -> None:
-    caplog.set_level(logging.WARNING)
     realtime = make_target()
-    server = serve(app_of(realtime), ws=ws)
+    read = 0
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        async def received() -> Any:
+            nonlocal read
+            message = await receive()
+            read += message["type"] == "websocket.receive"
+            return message
+
+        await inner(scope, received, send)
+
+    inner = app_of(realtime)
+    server = serve(counting, ws=ws)
     async with client(server, "ann") as ann, client(server, "bob") as bob:
         for who in (ann, bob):
             await who.request("join", "plain/pair")
         before = everything(realtime)
         pair = Pair(ann, bob)
         talking = asyncio.create_task(pair.talk())
-        attacks = [Attack(server.port, seed, FRAMES // LANES + BATCH) for seed in range(LANES)]
+        attacks = [Attack(server.port, seed, number // LANES + BATCH) for seed in range(LANES)]
         await asyncio.gather(*(attack.run() for attack in attacks))
         talking.cancel()
         await asyncio.gather(talking, return_exceptions=True)
-        assert not isinstance(talking.exception() if not talking.cancelled() else None, Exception)
+        assert talking.cancelled(), talking.exception()
         await until(lambda: len(runtime(realtime).connections) == 2, "the attackers' end", 15)
         end = time.monotonic() + 15
         while more := {name: n for name, n in everything(realtime).items() if n > before[name]}:
             assert time.monotonic() < end, f"left behind: {more}, not {before}"
             await asyncio.sleep(0.1)
-        assert sum(attack.connections for attack in attacks) > 50
+        assert sum(attack.connections for attack in attacks) > number / 5000
+        print(
+            "READ",
+            read,
+            pair.times
+            and (sorted(pair.times)[len(pair.times) // 2], max(pair.times), len(pair.times)),
+        )
+        assert read > 0.7 * number, "most of it was never looked at"
         assert pair.times and sorted(pair.times)[len(pair.times) // 2] < 0.5
         assert max(pair.times) < 3.0
         assert (await ann.request("join", "chat/1"))["members"][0]["userId"] == "ann"
     await nothing_left(realtime)
-    assert [r for r in caplog.records if r.exc_info or "Task" in r.getMessage()] == []
+    assert set(log.lines) <= KNOWN
 
 
 async def test_the_default_limits_send_the_hostile_away(serve: Serve) -> None:
@@ -433,7 +506,7 @@ async def test_the_default_limits_send_the_hostile_away(serve: Serve) -> None:
     server = serve(app_of(realtime), ws=FAST)
     attack = Attack(server.port, 99, 5_000)
     await attack.run()
-    assert attack.connections > 5
+    assert attack.connections >= 4
     await until(lambda: not runtime(realtime).connections, "their end")
 
 

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.anyio
 
 
 class TestContract(LimitStoreContract):
+    unit = 0.5
+
     @pytest.fixture(autouse=True)
     def server(self, redis_url: str) -> None:
         self.url = redis_url

@@ -36,6 +36,8 @@ async def two_stores(url: str) -> AsyncIterator[tuple[RunningPresence, RunningPr
 
 
 class TestContract(PresenceContract):
+    unit = 0.5
+
     @pytest.fixture(autouse=True)
     def server(self, redis_url: str) -> None:
         self.url = redis_url

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -28,6 +28,13 @@ class Staff(Names):
         return user
 
 
+def handler(name: str) -> Callable[[Session], Awaitable[list[Any]]]:
+    async def where(session: Session) -> list[Any]:
+        return [name, session.namespace, session.user_id]
+
+    return where
+
+
 def two(**options: Any) -> tuple[Realtime, Names]:
     auth = Names()
     realtime = make(auth, **options)
@@ -36,12 +43,8 @@ def two(**options: Any) -> tuple[Realtime, Names]:
     same.room("chat/{id}")
     admin = realtime.namespace("/admin", auth=Staff())
     admin.room("chat/{id}")
-    for namespace, answer in ((realtime, "main"), (same, "same"), (admin, "admin")):
-
-        @namespace.event("where")
-        async def where(session: Session, answer: str = answer) -> list[Any]:
-            return [answer, session.namespace, session.user_id]
-
+    for namespace, name in ((realtime, "main"), (same, "same"), (admin, "admin")):
+        namespace.event("where")(handler(name))
     return realtime, auth
 
 
