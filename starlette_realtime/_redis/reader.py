@@ -38,6 +38,8 @@ logger = logging.getLogger("starlette_realtime")
 
 BATCH: Final = 512
 """Channels asked for and not yet confirmed, on one connection."""
+STABLE: Final = 5.0
+"""Seconds after which a connection that breaks counts as having been good."""
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -142,49 +144,45 @@ class Reader:
         """Subscribe to Redis channels, each with its partition; return when all stand.
 
         Raises:
-            BrokerUnavailable: they do not after the URL's patience. None is wanted any more that
-                was not wanted before.
+            BrokerUnavailable: they do not after the URL's patience. They go on being asked for:
+                who does not want them any more says so to `unwant`.
         """
-        fresh = []
-        waiting = []
+        asked = []
         for name, partition in channels:
             entry = self.entries.get(name)
             if entry is None:
                 entry = self.entries[name] = _Entry(name, partition)
-                fresh.append(entry)
-            elif not entry.wanted:
-                entry.wanted = True
-                fresh.append(entry)
+            entry.wanted = True
             if not entry.settled:
-                waiting.append(self._wait(entry))
+                asked.append((entry, self._wait(entry)))
                 self._place(entry)
-        if not waiting:
+        if not asked:
             return
         try:
             async with asyncio.timeout(self.server.url.patience):
-                await asyncio.gather(*waiting)
-            if not self._running:
-                raise BrokerUnavailable("the broker has stopped")
-        except BaseException as error:
-            for entry in fresh:
-                entry.wanted = False
-                self._place(entry)
-            if isinstance(error, TimeoutError):
-                why = next((link.error for link in self._links.values() if link.error), "no answer")
-                raise BrokerUnavailable(f"cannot subscribe: {why}") from None
-            raise
+                await asyncio.gather(*(waiter for _, waiter in asked))
+        except TimeoutError:
+            why = next((link.error for link in self._links.values() if link.error), "no answer")
+            raise BrokerUnavailable(f"cannot subscribe: {why}") from None
+        if not all(entry.state is _State.STANDS for entry, _ in asked):
+            raise BrokerUnavailable("cannot subscribe: it was ended meanwhile")
 
-    async def unsubscribe(self, channels: Iterable[bytes]) -> None:
-        """End subscriptions; return when nothing comes any more, or there is no connection it could
-        come on."""
-        waiting = []
+    def unwant(self, channels: Iterable[bytes]) -> list[_Entry]:
+        """End subscriptions without waiting; return those that are not over yet."""
+        ending = []
         for name in channels:
             entry = self.entries.get(name)
             if entry is not None and entry.wanted:
                 entry.wanted = False
                 self._place(entry)
                 if not entry.settled:
-                    waiting.append(self._wait(entry))
+                    ending.append(entry)
+        return ending
+
+    async def unsubscribe(self, channels: Iterable[bytes]) -> None:
+        """End subscriptions; return when nothing comes any more, or there is no connection it could
+        come on."""
+        waiting = [self._wait(entry) for entry in self.unwant(channels)]
         if waiting:
             try:
                 async with asyncio.timeout(self.server.url.patience):
@@ -332,36 +330,34 @@ class _Link:
     async def _keep(self) -> None:
         """Be connected, for ever."""
         failures = 0
+        where = host_and_port(self.address)
         while True:
+            begun = time.monotonic()
             try:
+                if failures:
+                    # Perhaps another server has taken its place.
+                    await self._server.relocated()
+                    self._reader.dropped(self)
                 connection = await connect(self._server.url, self.address)
                 try:
-                    failures = 0
                     await self._listen(connection)
                 finally:
                     await close(connection)
             except (RedisError, OSError, BrokerUnavailable) as error:
                 self._failure, self.error = error, describe(error)
+                # Before it has ever heard anything, starting tells of it.
                 level = logging.WARNING if self._proven.is_set() else logging.DEBUG
-                logger.log(
-                    level,
-                    "the listener to %s broke off: %s",
-                    host_and_port(self.address),
-                    self.error,
-                )
+                logger.log(level, "the listener to %s broke off: %s", where, self.error)
             except Exception as error:
                 self._failure, self.error = error, describe(error)
-                logger.exception("the listener to %s broke off", host_and_port(self.address))
+                logger.exception("the listener to %s broke off", where)
             self._proven.clear()
             self._failed.set()
             self._requests.clear()
             self._attention.clear()
             self._reader.restarts += 1
-            await asyncio.sleep(pause(failures))
-            failures += 1
-            # Perhaps another server has taken its place.
-            await self._server.relocated()
-            self._reader.dropped(self)
+            failures = 1 if time.monotonic() - begun > STABLE else failures + 1
+            await asyncio.sleep(pause(failures - 1))
 
     async def _listen(self, connection: AbstractConnection) -> None:
         self._probe = self._choose_probe()
@@ -534,6 +530,7 @@ class _Link:
             except BrokerUnavailable as error:
                 # That way is shut, which says nothing of this one.
                 self.error = describe(error)
+                self._proven.clear()
                 self._failed.set()
             else:
                 try:

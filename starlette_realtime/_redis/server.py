@@ -117,6 +117,9 @@ class Node:
                         self._ready.clear()
             except (RedisError, OSError, BrokerUnavailable) as error:
                 self.error = describe(error)
+            except Exception as error:
+                self.error = describe(error)
+                logger.exception("a connection to %s broke", host_and_port(self.address))
             self._server.stale()
             await asyncio.sleep(pause(failures))
             failures += 1
@@ -297,7 +300,8 @@ class RedisServer:
             if self.url.kind != "single":
                 try:
                     await self._locate()
-                except (RedisError, OSError, BrokerUnavailable) as error:
+                except Exception as error:
+                    # Whatever it is: those who wait look for themselves, and ask again.
                     logger.warning("%s cannot say where things are: %s", self.url, describe(error))
             self._located.set()
             # However many complain: a few times a second is enough.

@@ -69,8 +69,8 @@ class HistoryBroker(Broker):
     """A broker that also keeps what was published in the lanes HISTORY and PRESENCE.
 
     Guarantee: the kept publications of a channel have the offsets 1, 2, 3, … within an epoch; what
-    is read and what is announced agree. An epoch ends when kept publications may have been lost; after
-    that no position of it is recovered.
+    is read and what is announced agree. An epoch ends when kept publications may have been lost;
+    after that no position of it is recovered.
     """
 
     @abstractmethod

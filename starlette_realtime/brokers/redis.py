@@ -170,7 +170,7 @@ class RedisBroker(HistoryBroker):
         try:
             await reader.subscribe(wanted.items())
         except BaseException:
-            self._drop(fresh)
+            reader.unwant(self._drop(fresh))
             raise
 
     async def unsubscribe(self, channels: Iterable[str]) -> None:
