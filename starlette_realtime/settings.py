@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .brokers.base import Broker, HistoryBroker
 from .brokers.memory import MemoryBroker
+from .core.namespace import Namespace
+from .core.options import Options
 from .core.runtime import Stores
 from .errors import ConfigurationError
 from .inbox.memory import MemoryInbox
@@ -15,7 +19,10 @@ from .presence.memory import MemoryPresence
 from .sessions.memory import MemorySessions
 
 if TYPE_CHECKING:
+    from .brokers.broadcaster import BroadcasterBroker
     from .brokers.redis import RedisBroker
+
+logger = logging.getLogger("starlette_realtime")
 
 ENVIRONMENT = "REALTIME_BACKEND"
 """Environment variable that names the backend where the code does not."""
@@ -23,6 +30,8 @@ ENVIRONMENT = "REALTIME_BACKEND"
 REDIS_SCHEMES = frozenset(
     scheme + kind for scheme in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster")
 )
+
+BROADCASTER_SCHEMES = frozenset(["postgres", "postgresql", "kafka"])
 
 
 def stores_from_url(url: str) -> Stores:
@@ -39,7 +48,61 @@ def stores_from_url(url: str) -> Stores:
         )
     if scheme in REDIS_SCHEMES:
         return _redis_stores(url)
-    raise ConfigurationError(f"no backend for '{scheme}://': use memory:// or redis://")
+    if scheme in BROADCASTER_SCHEMES:
+        from .brokers.broadcaster import BroadcasterBroker
+
+        return broadcaster_stores(BroadcasterBroker(url))
+    raise ConfigurationError(
+        f"no backend for '{scheme}://': use memory:// or redis://, or postgres:// or kafka://, which"
+        " keep no history"
+    )
+
+
+def broadcaster_stores(broker: BroadcasterBroker) -> Stores:
+    """Return stores around `broker`: pub/sub alone is shared by all processes, and the rest is
+    each process's own, which is said in the log.
+
+    `Realtime(stores=broadcaster_stores(BroadcasterBroker(broadcast)), …)`
+    """
+    logger.warning(
+        "%s shares events between processes and nothing else: who is present, sessions, limits and "
+        "private messages are each process's own. With several processes a list of members shows "
+        "those of one, a session resumes only where it was, and limits count per process; redis:// "
+        "shares it all",
+        broker.name,
+    )
+    return Stores(broker, MemoryPresence(broker), MemorySessions(), MemoryLimits(), MemoryInbox())
+
+
+def check_history(broker: Broker, options: Options, namespaces: Iterable[Namespace]) -> None:
+    """See that no room asks for a history that `broker` cannot keep.
+
+    A history by default becomes none, which is said in the log.
+
+    Raises:
+        ConfigurationError: a room asks for one explicitly.
+    """
+    if isinstance(broker, HistoryBroker):
+        return
+    defaults = []
+    for namespace in namespaces:
+        for room_type in namespace.router.types:
+            where = f"room {room_type.pattern!r}"
+            if namespace.name != "/":
+                where += f" of namespace {namespace.name!r}"
+            asked = room_type.options.history
+            if asked is None and options.history:
+                defaults.append(where)
+            elif asked:
+                raise ConfigurationError(
+                    f"{where} asks for history={asked}, and this backend keeps none:"
+                    " give it history=0, or use redis://"
+                )
+    if defaults:
+        logger.warning(
+            "this backend keeps no history, so these have none: %s; history=0 says so in the code",
+            ", ".join(defaults),
+        )
 
 
 def publishing_broker(url: str) -> RedisBroker:
@@ -70,6 +133,7 @@ def _redis_stores(url: str) -> Stores:
     with _needs_redis():
         from ._redis import RedisServer
         from .brokers.redis import RedisBroker
+        from .inbox.redis import RedisInbox
         from .limits.redis import RedisLimits
         from .presence.redis import RedisPresence
         from .sessions.redis import RedisSessions
@@ -79,7 +143,7 @@ def _redis_stores(url: str) -> Stores:
         RedisPresence(server),
         RedisSessions(server),
         RedisLimits(server),
-        MemoryInbox(),
+        RedisInbox(server),
     )
 
 

@@ -82,6 +82,11 @@ class _Entry:
         self.waiting: list[asyncio.Future[None]] = []
         self.link: _Link | None = None
 
+    def lose(self) -> None:
+        """Stand no more."""
+        self.missed = self.missed or self.state is _State.STANDS
+        self.state = _State.NONE
+
     def settle(self) -> None:
         for waiter in self.waiting:
             if not waiter.done():
@@ -217,10 +222,9 @@ class Reader:
     def lost(self, entry: _Entry) -> None:
         """The server has taken a subscription away."""
         if entry.link is not None:
-            entry.link.entries.pop(entry.name, None)
+            entry.link.let_go(entry)
             entry.link = None
-        entry.missed = entry.missed or entry.state is _State.STANDS
-        entry.state = _State.NONE
+        entry.lose()
         if self._running:
             self._place(entry)
 
@@ -327,6 +331,11 @@ class _Link:
         self._attention[entry.name] = entry
         self._wake.set()
 
+    def let_go(self, entry: _Entry) -> None:
+        """Have no more to do with an entry."""
+        self.entries.pop(entry.name, None)
+        self._attention.pop(entry.name, None)
+
     async def _keep(self) -> None:
         """Be connected, for ever."""
         failures = 0
@@ -355,6 +364,8 @@ class _Link:
             self._failed.set()
             self._requests.clear()
             self._attention.clear()
+            for entry in self.entries.values():
+                entry.lose()
             self._reader.restarts += 1
             failures = 1 if time.monotonic() - begun > STABLE else failures + 1
             await asyncio.sleep(pause(failures - 1))

@@ -156,7 +156,7 @@ class BroadcasterBroker(Broker):
     ) -> None:
         limit = POSTGRES_LIMIT
         if isinstance(source, str):
-            self.name, url, in_url = _parse(source)
+            self.name, url, in_url = parse_url(source)
             topic = topic or in_url
             if not self.name.startswith("postgres"):
                 limit = KAFKA_LIMIT
@@ -225,8 +225,6 @@ class BroadcasterBroker(Broker):
             keeper.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([keeper])
-            # Looked at, so that it does not count as an error that nobody saw.
-            first.cancelled() or first.done() and first.exception()
             self._listener = None
             self._error = "not running"
             self._subscribed.clear()
@@ -441,14 +439,14 @@ class BroadcasterBroker(Broker):
         self._marked += 1
         number = self._marked
         heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._markers[number] = (channels, heard)
         waiting = _Waiting(f"?{self._node}.{number}", None)
-        # Whoever is first in line is a probe: what waits behind an outage must not shut it out.
         if channels:
             self._put(waiting)
         else:
+            # A probe goes first: what waits behind an outage must not shut it out.
             self._queue.appendleft(waiting)
             self._wake.set()
+        self._markers[number] = (channels, heard)
         try:
             await heard
         finally:
@@ -570,7 +568,7 @@ def _key(channel: str, id: str) -> bytes:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _parse(url: str) -> tuple[str, str, str | None]:
+def parse_url(url: str) -> tuple[str, str, str | None]:
     """Return how the server is called in texts, without secrets; its URL; the topic it names."""
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in SCHEMES:

@@ -100,6 +100,19 @@ class _Resend(msgspec.Struct):
 _resend: ContextVar[_Resend | None] = ContextVar("starlette_realtime_resend", default=None)
 
 
+def _own_id(session: Session, command: Command) -> str:
+    """Return the idempotency key of a client's message: nobody else's, whatever their user ids,
+    which are printable, and whatever keys the app chooses."""
+    return f"{session.user_id or session.id}\0{command.message_id}"
+
+
+def _checked_name(room: str) -> str:
+    """Return a room's name, where no codec has looked at it."""
+    if not (0 < len(room) <= 255 and room.isprintable()):
+        raise InvalidMessage("Invalid message format: bad room name")
+    return room
+
+
 class Engine:
     """Dispatch for one namespace of a running server."""
 
@@ -270,9 +283,7 @@ class Engine:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         name = ref.room_id if ref.room_id is not None else ref.room
-        if name is not None and not (0 < len(name) <= 255 and name.isprintable()):
-            raise InvalidMessage("Invalid message format: bad room name")
-        return name
+        return name if name is None else _checked_name(name)
 
     async def _event(self, session: Session, command: Command) -> None:
         handler: Function | None = self.namespace.handlers.get(command.type)
@@ -290,8 +301,7 @@ class Engine:
             raise UnknownEvent(f"Unknown event: {command.type}")
         token = None
         if command.message_id:
-            scope = f"{session.user_id or session.id}/{command.message_id}"
-            token = _resend.set(_Resend(scope, command.message_id))
+            token = _resend.set(_Resend(_own_id(session, command), command.message_id))
         try:
             await self._take_turn()
             try:
@@ -321,8 +331,12 @@ class Engine:
         """Let a client that comes back join its rooms in the same step."""
         limit = self.options.max_rooms or MAX_REJOINED
         for room, since in islice(rooms.items(), limit):
-            command = Command("join", room=room, since=since, ns=self.ns)
-            await self.dispatch(session, command)
+            try:
+                command = Command("join", room=_checked_name(room), since=since, ns=self.ns)
+            except InvalidMessage as error:
+                self.refuse(session, error, None)
+            else:
+                await self.dispatch(session, command)
         if len(rooms) > limit:
             self.refuse(session, LimitExceeded(f"Limit exceeded: at most {limit} rooms"), None)
 
@@ -367,7 +381,7 @@ class Engine:
             # It goes on as it stands: bytes that are none, or half a surrogate pair, would break
             # those who read it, and everyone who finds it in the history.
             payload.load(data)
-        id = f"{session.user_id or session.id}/{command.message_id}" if command.message_id else ""
+        id = _own_id(session, command) if command.message_id else ""
         draft = Draft(event="broadcast", data=data, id=id)
         published = await self.publish(member.room, draft)
         if command.id is not None:

@@ -90,7 +90,7 @@ class _Report(msgspec.Struct, frozen=True):
 class _Asking:
     """A question put to the members on this process."""
 
-    __slots__ = ("answers", "asked", "left_out", "named", "news", "number", "open")
+    __slots__ = ("answers", "asked", "left_out", "named", "news", "number", "open", "size")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -100,11 +100,13 @@ class _Asking:
         self.answers: list[_Given] = []
         # Answers of members with a user: those are the ones that presence counts.
         self.named = 0
+        self.size = 0
         self.news = anyio.Event()
 
     def settled(self, put: _Put, answer: bytes | None) -> None:
         self.open.pop(put.session, None)
-        if answer is not None:
+        self.size += len(answer or b"")
+        if answer is not None and self.size <= MAX_GATHERED:
             session = put.session
             self.named += session.user_id is not None
             self.answers.append((session.id, session.user_id, msgspec.Raw(answer)))

@@ -60,8 +60,9 @@ class Group(dict[Outbox, Receiver]):
             self._fast[outbox.descriptor] = outbox
 
     def leave_fast(self, outbox: Outbox) -> None:
-        if self._fast is not None:
-            self._fast.pop(outbox.descriptor, None)
+        # Its descriptor may be another's by now, who is in the group as well.
+        if self._fast is not None and self._is_fast(outbox):
+            del self._fast[outbox.descriptor]
 
     def write(self, chunk: Chunk, done: set[Outbox]) -> Sequence[Outbox]:
         """Write `chunk` to every member that is ready, but not to those in `done`; return the
@@ -71,7 +72,9 @@ class Group(dict[Outbox, Receiver]):
             others = [outbox for outbox in self if outbox not in done]
         else:
             mine = [outbox for outbox in done if outbox in self]
-            ready = [outbox for outbox in mine if fast.pop(outbox.descriptor, None) is not None]
+            ready = [outbox for outbox in mine if self._is_fast(outbox)]
+            for outbox in ready:
+                del fast[outbox.descriptor]
             others = (
                 [outbox for outbox in self if outbox not in done and not self._is_fast(outbox)]
                 if len(fast) + len(mine) < len(self)

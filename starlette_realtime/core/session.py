@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ..auth.base import User
-from ..errors import AckTimeout, CloseCode, Disconnected
+from ..errors import AckTimeout, CloseCode, Disconnected, InvalidMessage
 from ..events import Draft
 from ..protocols import payload
 from .limiter import Bucket, SharedBucket
@@ -256,7 +256,8 @@ class Session:
         """Send an event and return what the client answers.
 
         Raises:
-            AckTimeout: no answer within `timeout` seconds (default: the option `ack_timeout`).
+            AckTimeout: no answer within `timeout` seconds (default: the option `ack_timeout`), or
+                one that is no payload.
             Disconnected: the session ended first. A session that is resumed is asked again.
         """
         seconds = self.engine.options.ack_timeout if timeout is None else timeout
@@ -273,7 +274,11 @@ class Session:
         finally:
             self.requests.pop(number, None)
         if asked.answer is not None:
-            return payload.load(asked.answer)
+            try:
+                return payload.load(asked.answer)
+            except InvalidMessage:
+                # This client's mistake: not to be told to the one whose handler asks.
+                raise AckTimeout(f"the answer to {event!r} can't be read") from None
         if self.closed:
             raise Disconnected(f"the session ended before {event!r} was answered")
         raise AckTimeout(f"no answer to {event!r} within {seconds:g} s")

@@ -122,11 +122,12 @@ class OncePerTurn(Generic[Request, Answer]):
             # Shielded: the others' answer must not hang on this one's connection.
             with anyio.CancelScope(shield=True):
                 try:
-                    await checkpoint()
-                    del self._open[key]
+                    try:
+                        await checkpoint()
+                    finally:
+                        del self._open[key]
                     batch.answer = await read(batch.requests)
                 except Exception as error:
-                    self._open.pop(key, None)
                     batch.error = error
                 finally:
                     if batch.done is not None:

@@ -18,8 +18,9 @@ class InboxStore(ABC):
     when it is repeated; one to oneself is kept once. `peer` is always the other one, or oneself.
 
     Guarantee: every call touches the keys of one user alone (`owner_id`) and is one atomic step.
-    The letters of a stream have the offsets 1, 2, 3 …; an offset is never given twice. Whoever
-    reads `after` an offset gets every letter above it that is still kept.
+    The letters of a stream have the offsets 1, 2, 3 …; an offset is not given twice as long as the
+    store knows the user. Whoever reads `after` an offset gets every letter above it that is still
+    kept.
     """
 
     @abstractmethod
@@ -33,10 +34,11 @@ class InboxStore(ABC):
         """Keep `letter` in its owner's stream: look its id up, give the next offset, trim.
 
         Of an id that is kept already, or was within the last ten minutes, nothing changes; of what
-        was trimmed since, the answer has only id, people and time, and the offset 0. Trimmed
-        are, oldest first: what is older than `age` seconds; what one conversation has above
-        `per_peer` letters, so that no single sender pushes the others' letters out; what the stream
-        has above `size`. The letter's own `offset` and `read` are ignored.
+        was trimmed since (the last `size` of these are remembered), the answer has only id, people
+        and time, and the offset 0. Trimmed are, oldest first: what is older than `age` seconds;
+        what one conversation has above `per_peer` letters, so that no single sender pushes the
+        others' letters out; what the stream has above `size`. The letter's own
+        `offset` and `read` are ignored.
 
         Raises:
             BrokerUnavailable: the backend did not answer in time.
@@ -44,7 +46,8 @@ class InboxStore(ABC):
 
     @abstractmethod
     async def after(self, owner_id: str, offset: int, *, limit: int) -> Letters:
-        """Return up to `limit` letters above `offset`, the first ones."""
+        """Return up to `limit` letters above `offset`, the first ones; fewer, but one at least,
+        where they are large."""
 
     @abstractmethod
     async def open(self, owner_id: str, device_id: str) -> tuple[int, int]:
@@ -64,7 +67,7 @@ class InboxStore(ABC):
         self, owner_id: str, peer_id: str, *, before: int | None = None, limit: int
     ) -> Letters:
         """Return up to `limit` letters exchanged with `peer_id`: the newest ones, or the newest
-        with an offset below `before`."""
+        with an offset below `before`; fewer, but one at least, where they are large."""
 
     @abstractmethod
     async def find(self, owner_id: str, id: str) -> Letter | None:

@@ -57,6 +57,7 @@ class SansIOWriter:
     __slots__ = (
         "_attached",
         "_is_closing",
+        "_over",
         "_protocol",
         "_waiter",
         "_write",
@@ -76,6 +77,7 @@ class SansIOWriter:
         self._write = transport.write
         self._is_closing = transport.is_closing
         self._attached: Attached | None = None
+        self._over = False
         self._waiter: asyncio.Task[None] | None = None
         self.descriptor = _descriptor(protocol)
         self.window_bits = max(
@@ -116,6 +118,11 @@ class SansIOWriter:
 
     def attach(self, outbox: Attached) -> None:
         self._attached = outbox
+        # The application comes here when it pleases: what was told meanwhile, nobody has heard.
+        if self._over:
+            outbox.close()
+        elif self.descriptor >= 0 and not self._protocol.writable.is_set():
+            outbox.stall()
 
     def paused(self) -> None:
         if self._attached is not None:
@@ -126,6 +133,7 @@ class SansIOWriter:
             self._attached.resume()
 
     def closing(self) -> None:
+        self._over = True
         if self._attached is not None:
             self._attached.close()
 

@@ -25,6 +25,19 @@ export interface RoomMember {
   readonly status?: string;
 }
 
+/** What the server's private messages are; `offset` is its place among all of the receiver's. */
+export interface PrivateMessage {
+  readonly id: string;
+  readonly fromUserId: string;
+  readonly fromUser: any;
+  readonly toUserId: string;
+  readonly content: any;
+  /** ms since 1970. */
+  readonly timestamp: number;
+  readonly read: boolean;
+  readonly offset: number;
+}
+
 /** An event as it arrived. `room` and `offset` are missing where the server gave none. */
 export interface ReceivedEvent<Type extends string = string, Data = any> {
   readonly type: Type;
@@ -230,6 +243,19 @@ export interface Namespace<
   room<RoomEvents extends object = AnyEvents, RoomCommands extends object = AnyCommands>(
     name: string,
   ): Room<RoomEvents, RoomCommands> | undefined;
+
+  /**
+   * Private messages to this user, and those sent from the user's other devices, what waited
+   * included: one after the other, each once by its id, acknowledged when `fn` has returned and the
+   * promise it gave is fulfilled. One for which it fails, and what follows it, comes again with the
+   * next connection. There is one such handler; attach it before `connect()`, or right after.
+   */
+  inbox(fn: (message: PrivateMessage) => unknown): Unsubscribe;
+  /** Status of these users, now and whenever it changes, over all connections. */
+  watch(
+    userIds: Iterable<string>,
+    fn: (presence: { userId: string; status: string }) => unknown,
+  ): Unsubscribe;
 }
 
 export interface Client<
@@ -280,6 +306,12 @@ export type WebSocketClass = new (url: string, protocols: string[]) => WebSocket
 
 export interface Options {
   auth?: Auth;
+  /**
+   * Names this device among those of the user: private messages are acknowledged for each by itself.
+   * Default: a random one that a page keeps in localStorage, so that its tabs are one device;
+   * elsewhere, one of this client's own.
+   */
+  deviceId?: string;
   /** Default: the platform's. */
   WebSocket?: WebSocketClass;
   /** ms for the answer to a message. Default 10 000. */

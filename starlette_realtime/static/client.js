@@ -3,7 +3,7 @@
  *
  * It speaks the native protocol (docs/protocol.md) and reads downwards: words (errors, payloads,
  * bytes) · Emitter, Listener, Backoff · Outbox (what waits) · Connection (one socket, from hello
- * to its end) · Core (which connection, when the next) · Room · Namespace · Client.
+ * to its end) · Core (which connection, when the next) · Room · Inbox · Namespace · Client.
  * Methods named by a symbol are spoken between these classes only.
  *
  * @import * as api from "./client.d.ts"
@@ -14,6 +14,9 @@ const MAX_OBJECTS = 256; // in one frame, by the protocol
 const MAX_DEPTH = 64; // nesting levels of a frame, by the protocol
 const MAX_MEMBERS = 10_000; // of one room that are kept in memory
 const MAX_HANDLERS = 10_000; // of one emitter
+const MAX_LETTERS = 2_000; // private messages known by id, or waiting: more than a server keeps
+const MAX_WATCHED = 100; // users in one message, by the protocol
+const DEVICE_KEY = "starlette-realtime.device"; // in localStorage
 const MAX_TIMER = 2 ** 31 - 1; // a longer setTimeout would fire at once
 const MAX_DRAIN_DELAY = 300_000; // ms; a reason beyond it is taken for this
 const STABLE_AFTER = 5_000; // ms of connection that make the backoff start over
@@ -235,6 +238,21 @@ function randomId() {
   if (typeof crypto.randomUUID === "function") return crypto.randomUUID();
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** The name of this browser among the user's devices; a new one where nothing can be kept. */
+function storedDevice() {
+  try {
+    // Only a page's: Node's own writes a warning when it is touched.
+    const storage = globalThis.document && globalThis.localStorage;
+    const known = storage?.getItem(DEVICE_KEY);
+    if (known && known.length <= 64) return known;
+    const made = randomId();
+    storage?.setItem(DEVICE_KEY, made);
+    return made;
+  } catch {
+    return randomId(); // storage that is forbidden or full throws
+  }
 }
 
 /** @param {string | URL} url the mount path or its address @returns {string} */
@@ -734,6 +752,8 @@ class Core {
   options;
   /** @type {unknown} */
   auth;
+  /** @type {string} */
+  deviceId;
   #url;
   #WebSocket;
   #outbox;
@@ -765,6 +785,10 @@ class Core {
     this.#url = doorOf(url);
     this.#WebSocket = /** @type {api.WebSocketClass} */ (WebSocket);
     this.auth = options.auth;
+    this.deviceId = options.deviceId ?? storedDevice();
+    if (typeof this.deviceId !== "string" || this.deviceId === "") {
+      throw new TypeError("a deviceId is a string");
+    }
     this.#outbox = new Outbox(this.options, () => this.flush());
     this.#backoff = new Backoff(this.options);
   }
@@ -913,7 +937,7 @@ class Core {
       const token = await tokenOf(this.auth);
       hello = serialize({
         type: "connect",
-        data: { token: token ?? undefined, resume: this.#resume },
+        data: { token: token ?? undefined, resume: this.#resume, deviceId: this.deviceId },
       });
     } catch (cause) {
       if (this.#attempt !== attempt) return;
@@ -1366,6 +1390,157 @@ function positionOf(value) {
   return Object.freeze(nonce === undefined ? { epoch, offset } : { epoch, offset, nonce });
 }
 
+// -------------------------------------------------------------------------------------- inbox
+
+/**
+ * @typedef {object} Visit what one connection has brought; nothing of it concerns the next
+ * @property {number} newest offset of what was handled
+ * @property {number} upTo what may be acknowledged
+ * @property {number} told what the server knows of it
+ * @property {boolean} paging more of what was pending is still to come, and is older than `newest`
+ * @property {boolean} failed one was not handled, so nothing after it is acknowledged
+ * @property {boolean} asking
+ */
+/** @returns {Visit} */
+const newVisit = () => ({
+  newest: 0,
+  upTo: 0,
+  told: 0,
+  paging: false,
+  failed: false,
+  asking: false,
+});
+
+/**
+ * Private messages, each handled once, one after the other, and acknowledged after that. What was
+ * not acknowledged comes again with the next connection.
+ */
+class Inbox {
+  #core;
+  #ns;
+  /** @type {Function | null} */
+  #fn = null;
+  #visit = newVisit();
+  /** @type {Set<string>} ids of those that were handled */
+  #handled = new Set();
+  /** @type {unknown} whose they are */
+  #userId = null;
+  /** @type {{ message: Message, visit: Visit, more: boolean | undefined }[]} */
+  #queue = [];
+  #busy = false;
+  /** @type {[messages: unknown, more?: unknown][] | null} what came before the caller of connect() could listen */
+  #early = null;
+  #backoff;
+
+  /** @param {Core} core @param {Namespace} ns */
+  constructor(core, ns) {
+    this.#core = core;
+    this.#ns = ns;
+    this.#backoff = new Backoff(core.options);
+  }
+
+  /** @param {Function} fn @returns {() => void} */
+  listen(fn) {
+    if (typeof fn !== "function") throw new TypeError("a handler is a function");
+    if (this.#fn) throw new TypeError("the inbox has a handler already");
+    this.#fn = fn;
+    for (const page of this.#early?.splice(0) ?? []) this.take(...page);
+    return () => {
+      if (this.#fn === fn) this.#fn = null;
+    };
+  }
+
+  /** The namespace was opened on another connection. */
+  begin() {
+    const { session, options } = this.#core;
+    if (session.userId !== this.#userId) this.#handled.clear();
+    this.#userId = session.userId;
+    this.#visit = newVisit();
+    if (this.#fn) return;
+    this.#early = [];
+    options.timers.setTimeout(() => (this.#early = null), 0);
+  }
+
+  /** @param {unknown} messages @param {unknown} [more] given with a page of what was pending */
+  take(messages, more) {
+    if (!this.#fn) return void this.#early?.push([messages, more]);
+    const visit = this.#visit;
+    const letters = (Array.isArray(messages) ? messages : []).filter(
+      (one) => typeof one?.id === "string" && Number.isSafeInteger(one.offset),
+    );
+    letters.forEach((message, index) => {
+      const last = index === letters.length - 1;
+      if (this.#queue.length >= MAX_LETTERS) visit.failed = true;
+      else this.#queue.push({ message, visit, more: last && more !== undefined ? !!more : undefined });
+    });
+    this.#work();
+  }
+
+  #work() {
+    while (!this.#busy) {
+      const item = this.#queue.shift();
+      if (!item) return;
+      if (this.#handled.has(item.message.id)) this.#done(item);
+      else this.#handle(item);
+    }
+  }
+
+  /** @param {{ message: Message, visit: Visit, more: boolean | undefined }} item */
+  #handle(item) {
+    const failed = (/** @type {unknown} */ error) => {
+      item.visit.failed = true;
+      report(error);
+    };
+    if (!this.#fn) return void (item.visit.failed = true);
+    try {
+      const result = this.#fn(item.message);
+      if (typeof result?.then !== "function") return this.#done(item);
+      this.#busy = true;
+      result
+        .then(() => this.#done(item), failed)
+        .then(() => {
+          this.#busy = false;
+          this.#work();
+        });
+    } catch (error) {
+      failed(error);
+    }
+  }
+
+  /** @param {{ message: Message, visit: Visit, more: boolean | undefined }} item */
+  #done({ message, visit, more }) {
+    this.#handled.add(message.id);
+    if (this.#handled.size > MAX_LETTERS) this.#handled.delete([...this.#handled.keys()][0] ?? "");
+    if (visit.failed) return;
+    visit.newest = Math.max(visit.newest, message.offset);
+    visit.paging = more ?? visit.paging;
+    // The acknowledgement of a page brings the next one.
+    if (more) visit.upTo = message.offset;
+    else if (!visit.paging) visit.upTo = visit.newest;
+    void this.#acknowledge(visit);
+  }
+
+  /** @param {Visit} visit */
+  async #acknowledge(visit) {
+    if (visit.asking) return;
+    visit.asking = true;
+    await null; // once for all that are handled in one go
+    while (visit === this.#visit && visit.upTo > visit.told) {
+      const { upTo } = visit;
+      try {
+        await this.#core.ask(this.#ns, { type: "ack-messages", data: { upTo } }, QUESTION);
+        visit.told = upTo;
+        this.#backoff.reset();
+      } catch (/** @type {any} */ error) {
+        if (!error.retry) break; // the next message, or the next connection, tries again
+        const delay = this.#backoff.next();
+        await new Promise((go) => this.#core.options.timers.setTimeout(() => go(null), delay));
+      }
+    }
+    visit.asking = false;
+  }
+}
+
 // ------------------------------------------------------------------------ namespace and client
 
 /**
@@ -1389,6 +1564,10 @@ class Namespace extends Listener {
   #timer;
   /** @type {Done[]} */
   #waiters = [];
+  #inbox;
+  /** @type {Set<Set<string>>} ids of the users whose status somebody here wants to know */
+  #watches = new Set();
+  #statuses = new Emitter();
 
   /**
    * @param {Core} core
@@ -1403,6 +1582,7 @@ class Namespace extends Listener {
     this.#auth = auth;
     this.#lifecycle = lifecycle;
     this.#backoff = new Backoff(core.options);
+    this.#inbox = new Inbox(core, this);
     core.namespaces.set(name, this);
   }
 
@@ -1479,6 +1659,49 @@ class Namespace extends Listener {
     return this.#rooms.get(name)?.room;
   }
 
+  /** @param {(message: api.PrivateMessage) => unknown} fn @returns {() => void} */
+  inbox(fn) {
+    return this.#inbox.listen(fn);
+  }
+
+  /**
+   * @param {Iterable<string>} userIds
+   * @param {(presence: { userId: string, status: string }) => unknown} fn
+   * @returns {() => void}
+   */
+  watch(userIds, fn) {
+    if (typeof fn !== "function") throw new TypeError("a handler is a function");
+    const ids = new Set(userIds);
+    const off = this.#statuses.on("status", (/** @type {any} */ one) =>
+      ids.has(one.userId) ? fn(one) : undefined,
+    );
+    this.#watches.add(ids);
+    if (this.#open) this.#tellWatched("watch-presence", [...ids]);
+    return () => {
+      off();
+      if (!this.#watches.delete(ids) || !this.#open) return;
+      const others = new Set([...this.#watches].flatMap((watch) => [...watch]));
+      this.#tellWatched(
+        "unwatch-presence",
+        [...ids].filter((id) => !others.has(id)),
+      );
+    };
+  }
+
+  /** @param {string} type @param {string[]} ids */
+  #tellWatched(type, ids) {
+    for (let at = 0; at < ids.length; at += MAX_WATCHED) {
+      const message = { type, data: { userIds: ids.slice(at, at + MAX_WATCHED) } };
+      // Durable for the sake of a pause when the server is asked too much.
+      this.#core.ask(this, message, QUESTION).then(
+        (reply) => {
+          for (const one of reply?.users ?? []) this.#statuses[EMIT]("status", one);
+        },
+        (error) => error.code !== "closed" && this.#lifecycle[EMIT]("error", error),
+      );
+    }
+  }
+
   /** @param {string} name @param {api.JoinOptions<any>} options */
   #enter(name, options) {
     /** @type {Done} */
@@ -1502,7 +1725,8 @@ class Namespace extends Listener {
     try {
       const token = await tokenOf(this.#auth ?? this.#core.auth);
       if (this.#core.current !== on || this.#open) return;
-      this.#core.say({ type: "connect", ns: this.#name, data: { token: token ?? undefined } }, on);
+      const data = { token: token ?? undefined, deviceId: this.#core.deviceId };
+      this.#core.say({ type: "connect", ns: this.#name, data }, on);
     } catch (cause) {
       const failure = new RealtimeError("auth_failed", "No token could be had", {
         retry: true,
@@ -1518,7 +1742,11 @@ class Namespace extends Listener {
     this.#open = true;
     this.#backoff.reset();
     this.#core.options.timers.clearTimeout(this.#timer);
+    this.#inbox.begin();
     for (const { room } of this.#rooms.values()) room[ENTER]();
+    // Also in a session that was resumed: what changed meanwhile was told to nobody.
+    const watched = new Set([...this.#watches].flatMap((watch) => [...watch]));
+    this.#tellWatched("watch-presence", [...watched]);
     this.#core.flush();
     this.#settle(null);
   }
@@ -1582,6 +1810,11 @@ class Namespace extends Listener {
     if (room !== undefined) return this.#rooms.get(room)?.room[RECEIVE](message);
     if (type === "presence-update" && isObject(data)) {
       for (const entry of this.#rooms.values()) entry.room[PRESENCE](data);
+      this.#statuses[EMIT]("status", data);
+    } else if (type === "private-message") {
+      this.#inbox.take([data]);
+    } else if (type === "pending-messages") {
+      this.#inbox.take(data?.messages, data?.more === true);
     }
     this[HEAR](message);
   }

@@ -44,7 +44,8 @@ from ..wires import native as wires
 logger = logging.getLogger("starlette_realtime")
 
 MAX_BACKLOG = 1000
-"""Commands that are read ahead while a handler waits for this client's ack."""
+"""Commands that are read ahead while a handler waits for this client's ack; their payloads have at
+most about `max_queued` bytes."""
 TURN = 32
 """Frames handled in a row, where so many are there, before others have their turn."""
 CLOSE_TIMEOUT = 2.0
@@ -163,11 +164,14 @@ class WebSocketConnection(Connection):
             await event.wait()
             return
         # The handler that waits is run by this connection's reader: so it reads.
+        limit = self._door.runtime.options.max_queued
+        size = sum(map(_size, self._backlog or ()))
         while not event.is_set():
-            if self._backlog is not None and len(self._backlog) >= MAX_BACKLOG:
+            if self._backlog and (len(self._backlog) >= MAX_BACKLOG or size > limit):
                 await event.wait()
                 return
             message = await self._receive()
+            self.heard = time.monotonic()
             if message["type"] == "websocket.disconnect":
                 self._gone = message.get("code") or 1005
                 raise Disconnected("the connection closed")
@@ -178,6 +182,7 @@ class WebSocketConnection(Connection):
                     if self._backlog is None:
                         self._backlog = deque()
                     self._backlog.append(command)
+                    size += _size(command)
 
     # Writing
 
@@ -404,6 +409,11 @@ class WebSocketConnection(Connection):
         except Exception:
             logger.exception("namespace %s could not be opened", command.ns)
             self.close(CloseCode.SERVER_ERROR, "internal error")
+
+
+def _size(command: Command | native.Refused) -> int:
+    """Bytes of payload."""
+    return len(command.data) if isinstance(command, Command) else 0
 
 
 def _close_code(error: ClientError) -> int:

@@ -12,7 +12,9 @@ test("says hello first and resolves on connected", async () => {
   assert.equal(w.socket.url, "wss://host/app/realtime/ws?hello=1");
   assert.deepEqual(w.socket.protocols, ["realtime.v1"]);
   await w.socket.open();
-  assert.deepEqual(w.socket.sent, [{ type: "connect", data: { token: "secret" } }]);
+  assert.deepEqual(w.socket.sent, [
+    { type: "connect", data: { token: "secret", deviceId: "d1" } },
+  ]);
   assert.equal(client, undefined);
   await w.socket.receive(CONNECTED);
   assert.equal(client.state, "connected");
@@ -51,11 +53,15 @@ test("auth is called before each attempt and resume is handed back", async () =>
   const socket = await w.comeBack({ resumed: true, resume: "token-2" });
   assert.deepEqual(socket.sent[0], {
     type: "connect",
-    data: { token: "token 2", resume: "token-1" },
+    data: { token: "token 2", resume: "token-1", deviceId: "d1" },
   });
   await socket.drop(4501, "expired");
   const third = await w.comeBack();
-  assert.deepEqual(third.sent[0].data, { token: "token 3", resume: "token-2" });
+  assert.deepEqual(third.sent[0].data, {
+    token: "token 3",
+    resume: "token-2",
+    deviceId: "d1",
+  });
   client.close();
 });
 
@@ -278,7 +284,7 @@ test("a closed client may connect again, as a new session", async () => {
   const again = client.connect();
   await settle();
   await w.socket.open();
-  assert.deepEqual(w.socket.sent[0], { type: "connect", data: {} });
+  assert.deepEqual(w.socket.sent[0], { type: "connect", data: { deviceId: "d1" } });
   await w.socket.receive({ ...CONNECTED, sessionId: "s9" });
   await again;
   assert.equal(client.sessionId, "s9");

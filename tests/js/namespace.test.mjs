@@ -19,7 +19,7 @@ test("a namespace shows itself, is admitted, and marks what it says", async () =
   const early = namespace.send("early", 1);
   await settle();
   assert.deepEqual(hello(w.socket), [
-    { type: "connect", ns: "/admin", data: { token: "special" } },
+    { type: "connect", ns: "/admin", data: { token: "special", deviceId: "d1" } },
   ]);
   assert.deepEqual([namespace.state, w.socket.fresh()], ["connecting", []]);
   const connecting = namespace.connect();
@@ -34,7 +34,7 @@ test("a namespace shows itself, is admitted, and marks what it says", async () =
   assert.equal(client.namespace("/"), client);
   client.namespace("/other");
   await settle();
-  assert.deepEqual(hello(w.socket)[1].data, { token: "main" });
+  assert.deepEqual(hello(w.socket)[1].data, { token: "main", deviceId: "d1" });
   client.close();
 });
 

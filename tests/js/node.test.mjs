@@ -279,9 +279,15 @@ test("connect() of the Node entry speaks the protocol over it, and comes back", 
     const native = globalThis.WebSocket;
     delete globalThis.WebSocket; // newer versions of Node have one
     try {
-      const connecting = connect(`${server.url}/realtime`, { auth: "t", random: () => 0 });
+      const connecting = connect(`${server.url}/realtime`, {
+        auth: "t",
+        deviceId: "d1",
+        random: () => 0,
+      });
       const peer = await server.peer();
-      assert.deepEqual(await peer.messages(), [{ type: "connect", data: { token: "t" } }]);
+      assert.deepEqual(await peer.messages(), [
+        { type: "connect", data: { token: "t", deviceId: "d1" } },
+      ]);
       peer.text(CONNECTED);
       const client = await connecting;
       const answer = Promise.all([client.send("a", new Uint8Array([7])), client.send("b")]);

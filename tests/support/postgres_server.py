@@ -42,8 +42,8 @@ def _as_somebody() -> list[str]:
 
 
 class PostgresServer(Process):
-    """A `postgres` that forgets nothing but is in no hurry to write it down. The port stays the same
-    over restarts. The methods block (see `Process`)."""
+    """A `postgres` of the newest version that is there. The port stays the same over restarts. The
+    methods block (see `Process`)."""
 
     def __init__(self) -> None:
         programs = postgres_folder()
@@ -135,8 +135,9 @@ class PostgresServer(Process):
             return
         self.resume()
         os.kill(self.pid, number)
-        end = time.monotonic() + 10
-        while self.running and time.monotonic() < end:
+        for _ in range(500):
+            if self.returncode is not None:
+                break
             time.sleep(0.02)
 
     def __exit__(

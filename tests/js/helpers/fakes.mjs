@@ -118,7 +118,7 @@ export function world(options = {}) {
     }
   }
 
-  const all = { WebSocket: FakeSocket, timers, random: () => 0.5, ...options };
+  const all = { WebSocket: FakeSocket, timers, random: () => 0.5, deviceId: "d1", ...options };
   return {
     sockets,
     timers,

@@ -1,0 +1,67 @@
+"""Masters that die, and replicas that take their place without all that was acknowledged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from anyio import to_thread
+
+from starlette_realtime._redis.keys import SLOTS, partition
+from tests.faults.party import ROOMS, Account, Party
+from tests.support.redis_cluster import RedisCluster, shared_cluster
+from tests.support.redis_sentinel import RedisSentinel
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_sentinel(tmp_path: Path, account: Account, seconds: float) -> None:
+    folder = tmp_path / "sentinel"
+    folder.mkdir()
+    nodes = RedisSentinel(folder)
+    await to_thread.run_sync(nodes.start)
+    try:
+        party = Party(tmp_path, nodes.url, account, lambda: [nodes.client(nodes.master)])
+
+        async def fail_over() -> None:
+            account.did("master killed")
+            master = nodes.master
+            replica = nodes.replica
+            await to_thread.run_sync(master.kill)
+            await to_thread.run_sync(nodes.wait_for_promotion, replica)
+            await party.pass_time(1)
+            # It comes back as the other's replica, for the next time.
+            await to_thread.run_sync(master.start)
+
+        async with party.run():
+            await party.harm(seconds, fail_over)
+    finally:
+        await to_thread.run_sync(nodes.stop)
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> RedisCluster:
+    return shared_cluster(request)
+
+
+async def test_cluster(
+    cluster: RedisCluster, tmp_path: Path, account: Account, seconds: float
+) -> None:
+    slots = [SLOTS[partition(f"room//{room}")] for room in ROOMS]
+
+    def masters() -> list[object]:
+        owners = {cluster.owner(slot).port: cluster.owner(slot) for slot in (0, 8191, 16383)}
+        return [cluster.client(owner) for owner in owners.values()]
+
+    party = Party(tmp_path, cluster.url, account, masters)  # type: ignore[arg-type]
+
+    async def kill_master() -> None:
+        account.did("master killed")
+        slot = account.chance.choice(slots)
+        victim = await to_thread.run_sync(cluster.owner, slot)
+        await to_thread.run_sync(victim.kill)
+        await party.pass_time(4)
+        await to_thread.run_sync(cluster.mend)
+
+    async with party.run():
+        await party.harm(seconds, kill_master)
