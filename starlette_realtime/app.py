@@ -260,7 +260,12 @@ class Realtime(Namespace):
             return _static(path, request)
         if path == "/health":
             running = await self._started()
-            state = "draining" if running.runtime.stopping else "ok"
+            state = "ok"
+            if running.runtime.stopping:
+                state = "draining"
+            elif not running.runtime.broker.health().connected:
+                # Probes through the broker do not come back: what others publish is not heard.
+                state = "deaf"
             return JSONResponse({"status": state}, status_code=503 if state != "ok" else 200)
         if path == "/ws":
             return PlainTextResponse(

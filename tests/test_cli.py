@@ -38,7 +38,8 @@ admin.room("log")
 def connected(happening):
     import asyncio
     loop = type(asyncio.get_running_loop()).__module__
-    fast = "starlette_realtime.writer" in happening.session.connection.scope["extensions"]
+    from starlette_realtime.servers.uvicorn import EXTENSION
+    fast = EXTENSION in happening.session.connection.scope["extensions"]
     print("loop", loop, "fast", fast, flush=True)
 """
 
@@ -110,7 +111,14 @@ async def test_what_is_published_reaches_the_clients_of_a_served_app(
 
     async def publish(*words: str, stdin: bytes = b"") -> dict[str, object]:
         done = await anyio.to_thread.run_sync(
-            lambda: run("publish", "env:BACKEND", *words, stdin=stdin, env={"BACKEND": redis_url})
+            lambda: subprocess.run(
+                command("publish", "env:BACKEND", *words),
+                input=stdin,
+                capture_output=True,
+                timeout=60,
+                cwd=ROOT,
+                env={**os.environ, "BACKEND": redis_url},
+            )
         )
         assert done.returncode == 0, done
         answer: dict[str, object] = json.loads(done.stdout)
@@ -135,7 +143,7 @@ async def test_what_is_published_reaches_the_clients_of_a_served_app(
         await ann.request("join", "log", ns="/admin")
         await publish("log", "noted", "1", "--namespace", "/admin")
         assert (await ann.expect("noted"))["data"] == 1
-    assert "loop asyncio" in process.output
+    assert "loop asyncio" in process.output and "fast True" in process.output
 
 
 def test_serve_takes_the_fast_way_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+import msgspec
+
 from ..events import Draft, Page, Position, Publication, Published, Recovery, Retention
 
 
@@ -23,6 +25,18 @@ class Listener(Protocol):
     def interrupted(self, channels: Iterable[str]) -> None:
         """Announcements on these channels may have been missed: the connection was lost and is
         back. Called after the subscription stands again."""
+
+
+class Health(Protocol):
+    """How the listening side of a broker is."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether announcements come through."""
+
+
+class _Healthy(msgspec.Struct, frozen=True):
+    connected: bool = True
 
 
 class Broker(ABC):
@@ -55,6 +69,10 @@ class Broker(ABC):
         Raises:
             BrokerUnavailable: the backend did not answer in time.
         """
+
+    def health(self) -> Health:
+        """Return whether announcements come through, as far as the broker can tell."""
+        return _Healthy()
 
     @abstractmethod
     async def subscribe(self, channels: Iterable[str]) -> None:

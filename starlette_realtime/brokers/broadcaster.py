@@ -250,7 +250,10 @@ class BroadcasterBroker(Broker):
         while True:
             try:
                 await self._live(first)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                    raise
                 down, self._up = self._up, False
                 self._error = _describe(error)
                 self._lose(_Lost(f"{self.name}: {self._error}"))
@@ -369,7 +372,10 @@ class BroadcasterBroker(Broker):
                 return
             self._remember(key)
         if channel in self._subscribed and self._listener is not None:
-            self._listener.received(channel, publication)
+            try:
+                self._listener.received(channel, publication)
+            except Exception:
+                logger.exception("%s: an announcement could not be delivered", self.name)
 
     async def _write(self, broadcast: Broadcast) -> None:
         while True:
@@ -400,7 +406,10 @@ class BroadcasterBroker(Broker):
             self._restarts += 1
             logger.warning("%s is back; what was published meanwhile is lost", self.name)
             if self._subscribed and self._listener is not None:
-                self._listener.interrupted(list(self._subscribed))
+                try:
+                    self._listener.interrupted(list(self._subscribed))
+                except Exception:
+                    logger.exception("%s: an interruption could not be told", self.name)
         else:
             first.set_result(None)
         while True:

@@ -37,7 +37,8 @@ from ..errors import (
 )
 from ..events import Command, Draft, Lane, Page, Position, Publication, Published, Retention
 from ..presence.base import PresenceStore
-from ..protocols import payload
+from ..protocols import native, payload
+from . import channels
 from .gather import Gatherer
 from .handlers import Call, Function
 from .hub import Hub
@@ -108,7 +109,7 @@ def _own_id(session: Session, command: Command) -> str:
 
 def _checked_name(room: str) -> str:
     """Return a room's name, where no codec has looked at it."""
-    if not (0 < len(room) <= 255 and room.isprintable()):
+    if not native.is_name(room):
         raise InvalidMessage("Invalid message format: bad room name")
     return room
 
@@ -146,17 +147,17 @@ class Engine:
     # Names of channels
 
     def room_channel(self, room: str) -> str:
-        return f"room{self.ns}:{room}"
+        return channels.room_channel(self.ns, room)
 
     def user_channel(self, user_id: str) -> str:
-        return f"user{self.ns}:{user_id}"
+        return channels.user_channel(self.ns, user_id)
 
     def session_channel(self, session_id: str) -> str:
-        return f"session{self.ns}:{session_id}"
+        return channels.session_channel(self.ns, session_id)
 
     @property
     def everyone_channel(self) -> str:
-        return f"all{self.ns}:"
+        return channels.everyone_channel(self.ns)
 
     # Dispatch
 
@@ -503,7 +504,7 @@ class Engine:
             UnknownRoom: no kind of room has this name.
         """
         room_type, params = self.namespace.router.match(name)
-        if len(name) > 255 or not name.isprintable():
+        if not native.is_name(name):
             raise UnknownRoom
         return Room(self, name, room_type, params)
 

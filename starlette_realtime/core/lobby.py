@@ -8,7 +8,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import msgspec
@@ -47,7 +47,9 @@ class Introduction(msgspec.Struct, frozen=True):
     resume: str | None = None
     rooms: dict[str, Position | None] = {}
     """Rooms to be joined in the same step, each with the position the client has."""
-    device_id: str | None = msgspec.field(default=None, name="deviceId")
+    device_id: Annotated[str, msgspec.Meta(max_length=255)] | None = msgspec.field(
+        default=None, name="deviceId"
+    )
 
 
 class Lobby:

@@ -291,9 +291,9 @@ class Membership:
         """Return what the member is told, the events it missed, and where it then stands."""
         channel, session = member.channel, member.session
         wire = session.outbox.wire
-        members, count = await self._members(member)
         room = member.room.name
         if self.runtime.history is None:
+            members, count = await self._members(member)
             # Nothing kept: whoever comes with a position learns that it cannot be honoured.
             lost = None if since is None else False
             return Joined(room, members, b"[]", _EPHEMERAL, lost, count), [], None
@@ -306,6 +306,8 @@ class Membership:
                 missed = read.since(since)
             if read is None or missed is None:
                 read = await self.runtime.recent(channel.name, self._recent_limit(member))
+            # After the history: who comes or goes in between is then an event that follows.
+            members, count = await self._members(member)
             collected = self.hub.collected(channel, session)
             merged = (
                 Gap()
@@ -485,10 +487,11 @@ class Membership:
         count, recent = 0, b"[]"
         found = next(self._in(channel), None)
         if found is not None:
-            members, count = await self._members(found)
             read = await self.runtime.recent(channel.name, self._recent_limit(found))
             recent = self.recent_json(found.room_type, read.publications)
             position = read.position
+            # After the history: who comes or goes in between is then an event that follows.
+            members, count = await self._members(found)
         merged = merge([], position, channel.healing or [])
         if isinstance(merged, Gap) or channel.position != before:
             if channel.healing is not None:

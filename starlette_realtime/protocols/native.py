@@ -77,8 +77,7 @@ def _decode_one(raw: bytes) -> Command | Refused:
     if out_of_range(raw):
         return Refused(InvalidMessage("Invalid message format: number out of range"), id)
     for name in (command.type, command.room, command.ns):
-        # Not asked about a long one: the cache would keep it.
-        if name is not None and not (len(name) <= MAX_NAME and _is_name(name)):
+        if name is not None and not is_name(name):
             return Refused(InvalidMessage("Invalid message format: bad name"), id)
     if len(command.message_id) > MAX_MESSAGE_ID:
         return Refused(InvalidMessage("Invalid message format: messageId too long"), id)
@@ -88,6 +87,12 @@ def _decode_one(raw: bytes) -> Command | Refused:
         data = msgspec.Raw(msgspec.json.format(command.data, indent=-1))
         return msgspec.structs.replace(command, data=data)
     return command
+
+
+def is_name(name: str) -> bool:
+    """Whether rooms, events and namespaces may be called `name`."""
+    # A long one is not looked for in the cache, which would keep it.
+    return len(name) <= MAX_NAME and _is_name(name)
 
 
 @lru_cache(maxsize=4096)

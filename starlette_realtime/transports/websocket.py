@@ -289,7 +289,12 @@ class WebSocketConnection(Connection):
         else:
             user = await engine.lobby.authenticate(find_credentials(self.scope, introduction.token))
         session = await engine.lobby.connect(self, user, introduction)
-        await engine.rejoin(session, introduction.rooms)
+        # In the first message, too, the app's hooks are at work and may ask the client.
+        busy, self._busy = self._busy, True
+        try:
+            await engine.rejoin(session, introduction.rooms)
+        finally:
+            self._busy = busy
 
     async def _first(self) -> Command | None:
         """Return the client's first message; None if it went away."""
@@ -319,7 +324,7 @@ class WebSocketConnection(Connection):
 
     async def _drain(self) -> None:
         """Read without listening until the client has gone."""
-        while (await self._receive())["type"] != "websocket.disconnect":
+        while self._gone is None and (await self._receive())["type"] != "websocket.disconnect":
             pass
 
     async def _read(self) -> None:

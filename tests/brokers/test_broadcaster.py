@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -16,14 +16,16 @@ import asyncpg
 import pytest
 from broadcaster import Broadcast
 
-from starlette_realtime import AnonymousAuth, Options, Realtime
+from starlette_realtime import AnonymousAuth, Options, Realtime, SignedTokenAuth
 from starlette_realtime.brokers.broadcaster import BroadcasterBroker
 from starlette_realtime.errors import BrokerUnavailable, ConfigurationError, TooLarge
-from starlette_realtime.events import Draft, Lane, Position, Published, Retention
+from starlette_realtime.events import Draft, Lane, Position, Publication, Published, Retention
 from starlette_realtime.settings import broadcaster_stores, check_history, stores_from_url
 from starlette_realtime.testing.contracts import BrokerContract, Recorder, Running
 from starlette_realtime.testing.contracts.recorder import eventually
 from tests.support.postgres_server import PostgresServer, postgres_folder
+from tests.support.server import LiveServer
+from tests.support.wsclient import NativeClient, NativeError
 
 pytestmark = pytest.mark.anyio
 
@@ -297,6 +299,42 @@ async def test_a_reader_that_dies_is_made_anew(postgres: PostgresServer) -> None
         await connection.close()
 
 
+class Failing(Recorder):
+    """A listener that raises whatever it is told, once it has taken note."""
+
+    def received(self, channel: str, publication: Publication) -> None:
+        super().received(channel, publication)
+        raise RuntimeError("received")
+
+    def interrupted(self, channels: Iterable[str]) -> None:
+        super().interrupted(channels)
+        raise RuntimeError("interrupted")
+
+
+async def test_a_listener_that_raises_stops_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made: list[Broadcast] = []
+
+    def make() -> Broadcast:
+        made.append(Broadcast("memory://"))
+        return made[-1]
+
+    recorder, broker = Failing(), BroadcasterBroker(make, **QUICK)
+    async with broker.run(recorder):
+        await broker.subscribe(["room"])
+        await broker.publish("room", said(1), KEEP)
+        await recorder.wait("room", 1)
+        # From now on it hears nothing.
+        made[-1]._backend._subscribed.clear()  # type: ignore[attr-defined]
+        side = Running(broker, recorder)
+        await interrupted(side)
+        await hears(side, side)
+        assert broker.health().restarts == 1
+    assert "RuntimeError: received" in caplog.text
+    assert "RuntimeError: interrupted" in caplog.text
+
+
 async def test_a_paused_server_keeps_nobody_waiting_for_ever(postgres: PostgresServer) -> None:
     async with two_brokers(postgres.url, **QUICK) as (one, two):
         await two.broker.subscribe(["room"])
@@ -460,3 +498,51 @@ async def test_an_app_on_two_processes(
             await realtime.publish("chat/7", "said", number)
         assert [p.data for p in await recorder.wait("room/:chat/7", 2)] == [b"0", b"1"]
         assert (await sides[0].get_room("chat/7").history()).publications == []
+
+
+async def test_clients_on_two_processes_through_an_outage(
+    postgres: PostgresServer, serve: Callable[..., LiveServer]
+) -> None:
+    auth = SignedTokenAuth("known to all, because it guards nothing")
+    sides = []
+    for _ in range(2):
+        stores = broadcaster_stores(BroadcasterBroker(postgres.url, **QUICK))
+        app = Realtime(stores=stores, auth=auth)
+        app.room("chat/{id}", history=0)
+        sides.append(serve(app))
+    async with (
+        NativeClient.open(sides[0].ws("/ws"), token=auth.create_token("ann")) as ann,
+        NativeClient.open(sides[1].ws("/ws"), token=auth.create_token("bob")) as bob,
+    ):
+        await ann.request("join", "chat/7")
+        await bob.request("join", "chat/7")
+        assert (await ann.expect("user-joined"))["data"]["userId"] == "bob"
+        await broadcast(bob, "hello")
+        await ann.expect("broadcast", data={"content": "hello"})
+        with pytest.raises(NativeError) as caught:
+            await broadcast(bob, "x" * 7_000)
+        assert (caught.value.code, caught.value.retry) == ("too_large", False)
+        await anyio.to_thread.run_sync(postgres.crash)
+        with pytest.raises(NativeError) as caught:
+            await broadcast(bob, "lost")
+        assert (caught.value.code, caught.value.retry) == ("unavailable", True)
+        await anyio.to_thread.run_sync(postgres.start)
+        with anyio.fail_after(20):
+            while True:
+                try:
+                    await broadcast(bob, "again")
+                    break
+                except NativeError as error:
+                    assert error.code == "unavailable"
+        # Both connections outlived it; ann's process may come back a little later than bob's.
+        with anyio.fail_after(20):
+            while True:
+                try:
+                    await ann.expect("broadcast", data={"content": "again"}, timeout=0.5)
+                    break
+                except AssertionError:
+                    await broadcast(bob, "again")
+
+
+async def broadcast(client: NativeClient, content: str) -> None:
+    await client.request("broadcast", "chat/7", {"content": content})

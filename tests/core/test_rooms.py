@@ -704,3 +704,61 @@ def test_a_room_type_says_what_it_is(anyio_backend_name: str) -> None:
     from starlette_realtime.core.router import RoomOptions
 
     assert repr(RoomType("a/{b}", RoomOptions())) == "<RoomType 'a/{b}'>"
+
+
+async def test_an_answer_that_is_no_payload_is_none() -> None:
+    async with house() as running:
+        ann = await running.enter("ann")
+        raised: list[bool] = []
+
+        async def ask() -> None:
+            with pytest.raises(AckTimeout):
+                await ann.session.request("question")
+            raised.append(True)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await until(lambda: ann.of("question"))
+            (asked,) = ann.take()
+            answer = command(asked["id"], {"$bytes": "no base64"})
+            ann.session.engine.answer(ann.session, answer)
+        assert raised == [True]
+
+
+async def test_the_message_ids_of_two_users_never_meet() -> None:
+    def configure(namespace: Namespace) -> None:
+        room = namespace.room("{name}")
+
+        @room.on("say")
+        async def say(room: Room, data: str) -> None:
+            await room.publish("said", data)
+
+    async with house(configure) as running:
+        org = await running.enter("org")
+        ann = await running.enter("org/ann")
+        await org.ask("join", "r")
+        await ann.ask("join", "r")
+        for type, heard in (("broadcast", "broadcast"), ("say", "said")):
+            await org.send(type, "r", "first", message_id="ann/1")
+            await ann.send(type, "r", "second", message_id="1")
+            await running.settle()
+            assert [m["data"] for m in ann.of(heard)] == ["first", "second"]
+
+
+async def test_rooms_of_the_first_message_have_names_as_others_have() -> None:
+    async with house() as running:
+        ann = await running.enter("ann")
+        rooms = {"r": None, "x" * 256: None, "a\nb": None, "": None}
+        await ann.session.engine.rejoin(ann.session, rooms)
+        await running.settle()
+        assert [m["roomId"] for m in ann.of("joined")] == ["r"]
+        assert [m["code"] for m in ann.of("error")] == ["invalid_message"] * 3
+        assert ann.session.rooms == ("r",)
+        # The same ones, wherever the name stands.
+        family = "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{GIRL}"
+        await ann.send("join", data={"roomId": family})
+        await ann.session.engine.rejoin(ann.session, {family: None})
+        await running.publish(family, "news", 1)
+        await running.settle()
+        assert ann.session.rooms == ("r", family)
+        assert [m["room"] for m in ann.of("news")] == [family]

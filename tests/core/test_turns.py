@@ -91,3 +91,30 @@ async def test_soon_is_after_this_turn() -> None:
     with anyio.fail_after(5):
         while not called:
             await checkpoint()
+
+
+async def test_a_read_that_fails_leaves_the_next_one_alone() -> None:
+    once: OncePerTurn[int, str] = OncePerTurn()
+    turn = anyio.Event()
+    raised: list[str] = []
+    answers: list[str] = []
+
+    async def fail(requests: list[int]) -> str:
+        # The next one, which starts now, is told to have begun when this one raises.
+        tasks.start_soon(ask)
+        await turn.wait()
+        raise OSError("away")
+
+    async def read(requests: list[int]) -> str:
+        return "answer"
+
+    async def ask() -> None:
+        turn.set()
+        answers.append(await once.ask("a", 2, read))
+
+    async with anyio.create_task_group() as tasks:
+        try:
+            await once.ask("a", 1, fail)
+        except OSError as error:
+            raised.append(str(error))
+    assert (raised, answers) == (["away"], ["answer"])

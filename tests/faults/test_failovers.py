@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from anyio import to_thread
 
 from starlette_realtime._redis.keys import SLOTS, partition
 from tests.faults.party import ROOMS, Account, Party
-from tests.support.redis_cluster import RedisCluster, shared_cluster
+from tests.support.redis_cluster import RedisCluster, shared_cluster, wait_for
 from tests.support.redis_sentinel import RedisSentinel
+from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -23,18 +25,37 @@ async def test_sentinel(tmp_path: Path, account: Account, seconds: float) -> Non
     try:
         party = Party(tmp_path, nodes.url, account, lambda: [nodes.client(nodes.master)])
 
-        async def fail_over() -> None:
-            account.did("master killed")
-            master = nodes.master
-            replica = nodes.replica
+        async def fail_over(*, losing: bool) -> None:
+            master, replica = nodes.master, nodes.replica
+            if losing:
+                # For a moment the replica hears nothing of what the master acknowledges.
+                replica.pause()
+                with nodes.client(master) as client:
+                    client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+                await party.pass_time(0.5)
+            account.did("master killed with what it knew" if losing else "master killed")
             await to_thread.run_sync(master.kill)
+            replica.resume()
             await to_thread.run_sync(nodes.wait_for_promotion, replica)
             await party.pass_time(1)
             # It comes back as the other's replica, for the next time.
             await to_thread.run_sync(master.start)
+            await to_thread.run_sync(follow, master, replica)
+
+        def follow(follower: RedisServer, master: RedisServer) -> None:
+            with nodes.client(follower) as client:
+                client.replicaof("127.0.0.1", master.port)
+                wait_for(
+                    lambda: client.info("replication")["master_link_status"] == "up",
+                    "the old master follows the new one",
+                )
 
         async with party.run():
-            await party.harm(seconds, fail_over)
+            await party.harm(
+                seconds, partial(fail_over, losing=False), partial(fail_over, losing=True)
+            )
+        # What was lost was seen by all, so all have been told.
+        assert all(any(room.resets for room in guest.rooms.values()) for guest in party.guests)
     finally:
         await to_thread.run_sync(nodes.stop)
 

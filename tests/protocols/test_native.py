@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -394,3 +395,16 @@ def test_errors_on_the_wire() -> None:
         "retry": True,
         "id": "",
     }
+
+
+def test_names_that_are_too_long_are_not_remembered() -> None:
+    name = "long" * 250_000
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            (refused,) = decode(f'{{"type":"{name}{number}"}}')
+            assert isinstance(refused, Refused)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 5_000_000

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -11,6 +13,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from starlette_realtime import Happening, Realtime, RealtimeMiddleware
+from starlette_realtime.servers.uvicorn import SansIOWriter
 from tests.support.ports import Certificate
 from tests.support.server import FAST, LiveServer
 from tests.support.wsclient import NativeClient
@@ -160,3 +163,45 @@ async def test_two_instances_in_one_app_have_writers_of_their_own(serve: Serve) 
             await client.request("join", "r")
             await client.request("broadcast", "r", 1)
         assert (direct_one, direct_two) == ([True], [True])
+
+
+class Ended:
+    """A protocol whose socket's end, or whose pause, came before the application asked for it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.writable = asyncio.Event()
+        self.conn = SimpleNamespace(extensions=[])
+        self.transport = SimpleNamespace(
+            write=None,
+            is_closing=lambda: True,
+            set_write_buffer_limits=lambda high: None,
+            get_extra_info=lambda name: None,
+        )
+
+
+class Attached:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def stall(self) -> None:
+        self.told.append("stall")
+
+    def resume(self) -> None:
+        self.told.append("resume")
+
+    def close(self) -> None:
+        self.told.append("close")
+
+
+async def test_an_outbox_learns_what_was_told_before_it_was_there() -> None:
+    # Its descriptor may be another client's by then.
+    protocol: Any = Ended()
+    writer = SansIOWriter(protocol)
+    writer.descriptor = 7
+    paused, ended = Attached(), Attached()
+    writer.attach(paused)
+    assert paused.told == ["stall"]
+    writer.closing()
+    writer.attach(ended)
+    assert ended.told == ["close"]

@@ -18,6 +18,7 @@ from starlette_realtime import (
     AuthBackend,
     Credentials,
     FirstOf,
+    Member,
     Realtime,
     SessionAuth,
     User,
@@ -282,3 +283,26 @@ async def test_what_connection_middleware_refuses(serve: Serve) -> None:
     async with NativeClient.open(url, token=token("good")) as client:
         await client.close()
     await until(lambda: ended == [1000])
+
+
+async def test_a_client_may_be_asked_while_it_joins_in_the_same_step(serve: Serve) -> None:
+    realtime = make_realtime(auth=TOKENS)
+    room = realtime.room("{name}")
+    answers: list[Any] = []
+
+    @room.on_join
+    async def ask(member: Member) -> None:
+        answers.append(await member.request("question"))
+
+    url = serve(make_app(realtime)).ws(PATH)
+    async with NativeClient.open(url, hello={"token": token("bob"), "rooms": {"a": None}}) as bob:
+        asked = await bob.expect("question")
+        await bob.send({"type": "ack", "id": asked["id"], "data": "here"})
+        await until(lambda: answers == ["here"])
+        await bob.settle()
+
+
+async def test_the_name_of_a_device_is_short(serve: Serve) -> None:
+    url = serve_with(serve, TOKENS).ws(PATH)
+    hello = {"token": token("ann"), "deviceId": "x" * 256}
+    await refused(url, "invalid_message", "Invalid message format", hello=hello)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from starlette_realtime import Member, Realtime, Room
+from starlette_realtime import AckTimeout, Happening, Member, Realtime, Room, Session
 from tests.support.server import LiveServer
 from tests.support.wsclient import NativeClient, NativeError
 from tests.transports.helpers import PATH, WS, make_app, make_realtime, token, until
@@ -278,3 +279,36 @@ async def test_a_handler_that_is_too_slow_is_cancelled(serve: Serve) -> None:
             await client.request("broadcast", "r", 1)
     finally:
         release.set()
+
+
+async def test_what_is_read_ahead_is_bounded_in_bytes(serve: Serve) -> None:
+    realtime = make_realtime(max_queued=100_000)
+    asked: list[bool] = []
+
+    @realtime.event("ask")
+    async def ask(session: Session) -> None:
+        asked.append(True)
+        with contextlib.suppress(AckTimeout):
+            await session.request("question", timeout=1)
+
+    @realtime.on("connection")
+    def connected(happening: Happening) -> None:
+        connections.append(happening.session.connection)
+
+    connections: list[Any] = []
+    server = serve(make_app(realtime))
+    async with NativeClient.open(server.ws(PATH)) as client:
+        await client.send({"type": "ask"})
+        await until(lambda: asked)
+        large = {"type": "unknown", "data": "x" * 50_000}
+        for _ in range(20):
+            await client.send(large)
+        held = 0
+        while asked and len(asked) == 1 and connections[0].busy:
+            backlog = list(connections[0]._backlog or ())
+            held = max(held, sum(len(command.data) for command in backlog))
+            await asyncio.sleep(0.01)
+        assert 0 < held <= 200_000
+        # None of them is lost.
+        errors = [await client.expect("error") for _ in range(20)]
+        assert {error["code"] for error in errors} == {"unknown_event"}

@@ -8,22 +8,29 @@ import pytest
 
 # The suites' asserts are to show both sides also where a plain import would not have it so.
 pytest.register_assert_rewrite(
-    f"{__name__}.broker", f"{__name__}.inbox", f"{__name__}.presence", f"{__name__}.recorder"
+    *(
+        f"{__name__}.{suite}"
+        for suite in ("broker", "inbox", "limits", "presence", "recorder", "sessions")
+    )
 )
 
 from .broker import BrokerContract, HistoryBrokerContract  # noqa: E402
 from .inbox import InboxContract  # noqa: E402
+from .limits import LimitStoreContract  # noqa: E402
 from .presence import PresenceContract  # noqa: E402
 from .recorder import FakeClock, Recorder, Running, RunningPresence, StoreContract  # noqa: E402
+from .sessions import SessionStoreContract  # noqa: E402
 
 __all__ = [
     "BrokerContract",
     "FakeClock",
     "HistoryBrokerContract",
     "InboxContract",
+    "LimitStoreContract",
     "PresenceContract",
     "Recorder",
     "Running",
     "RunningPresence",
+    "SessionStoreContract",
     "StoreContract",
 ]

@@ -1,0 +1,85 @@
+"""The members of a channel that share each chunk, and their descriptors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from starlette_realtime.core.group import FAST_FROM, Group
+from starlette_realtime.core.outbox import Chunk, Outbox
+from starlette_realtime.wires import native as wires
+
+
+class Peer:
+    """A receiver at the other end of a pipe. `direct` has what was written not by descriptor."""
+
+    def __init__(self, descriptors: tuple[int, int] | None = None) -> None:
+        self.id = "peer"
+        self.here, self.there = descriptors or os.pipe()
+        self.direct: list[Chunk] = []
+        self.outbox = Outbox(
+            wires.FRAME[True],
+            limit=1000,
+            overflow=lambda: None,
+            write=self._write,
+            descriptor=self.there,
+        )
+
+    def _write(self, chunk: Chunk) -> bool:
+        self.direct.append(chunk)
+        return True
+
+    def heard(self) -> bytes:
+        os.set_blocking(self.here, False)
+        try:
+            return os.read(self.here, 1000)
+        except BlockingIOError:
+            return b""
+
+
+@pytest.fixture
+def peers() -> Iterator[list[Peer]]:
+    made = [Peer() for _ in range(FAST_FROM)]
+    yield made
+    for peer in made:
+        os.close(peer.here)
+        os.close(peer.there)
+
+
+def group_of(peers: list[Peer]) -> Group:
+    group = Group()
+    for peer in peers:
+        group.add(peer.outbox, peer)
+    return group
+
+
+def test_nothing_is_written_to_the_descriptor_of_one_that_has_closed(peers: list[Peer]) -> None:
+    group = group_of(peers)
+    peers[0].outbox.close()
+    group.write(b"x", set())
+    assert [peer.heard() for peer in peers] == [b""] + [b"x"] * (len(peers) - 1)
+    # Nor when it joins another group.
+    other = group_of(peers)
+    other.write(b"y", set())
+    assert peers[0].heard() == b""
+    assert peers[0].outbox.groups == [group, other]
+
+
+@pytest.mark.parametrize("end", ["remove", "write"])
+def test_who_has_the_descriptor_of_one_that_has_gone_stays_fast(
+    peers: list[Peer], end: str
+) -> None:
+    gone = peers[0]
+    group = group_of(peers)
+    gone.outbox.close()
+    heir = Peer((gone.here, gone.there))
+    group.add(heir.outbox, heir)
+    if end == "remove":
+        assert group.remove(gone.outbox)
+    else:
+        group.write(b"x", {gone.outbox})
+    heir.heard()
+    group.write(b"y", set())
+    assert (heir.heard(), heir.direct) == (b"y", [])
