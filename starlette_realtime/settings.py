@@ -53,8 +53,8 @@ def stores_from_url(url: str) -> Stores:
 
         return broadcaster_stores(BroadcasterBroker(url))
     raise ConfigurationError(
-        f"no backend for '{scheme}://': use memory:// or redis://, or postgres:// or kafka://, which"
-        " keep no history"
+        f"no backend for '{scheme}://': use memory:// or redis://, or postgres:// or kafka://,"
+        " which keep no history"
     )
 
 

@@ -626,7 +626,7 @@ def _factory(url: str) -> Callable[[], Broadcast]:
     return lambda: broadcaster.Broadcast(url)
 
 
-def _hopeless(error: Exception) -> bool:
+def _hopeless(error: BaseException) -> bool:
     """Whether no waiting mends it: a wrong user or password, database, or address."""
     state = str(getattr(error, "sqlstate", None) or "")
     # Classes 28 and 3D of the PostgreSQL error codes: authorization, and no such database.

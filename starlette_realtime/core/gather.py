@@ -105,11 +105,12 @@ class _Asking:
 
     def settled(self, put: _Put, answer: bytes | None) -> None:
         self.open.pop(put.session, None)
-        self.size += len(answer or b"")
-        if answer is not None and self.size <= MAX_GATHERED:
+        if answer is not None:
             session = put.session
             self.named += session.user_id is not None
-            self.answers.append((session.id, session.user_id, msgspec.Raw(answer)))
+            self.size += len(answer)
+            if self.size <= MAX_GATHERED:
+                self.answers.append((session.id, session.user_id, msgspec.Raw(answer)))
         self.news.set()
 
     def forget(self) -> None:
@@ -210,7 +211,8 @@ class Gatherer:
                 await session.connection.wait(put.answered)
         while True:
             gathering.news = asking.news = anyio.Event()
-            if len(asking.answers) + len(gathering.answers) >= gathering.asked:
+            elsewhere = gathering.asked - asking.asked
+            if not asking.open and len(gathering.answers) >= elsewhere:
                 named = asking.named + gathering.named
                 if named >= expected > 0 or anyio.current_time() >= settled:
                     return

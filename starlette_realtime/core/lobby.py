@@ -264,7 +264,8 @@ class Lobby:
             session = here
             session.connection.sessions.pop(self.ns, None)
             session.connection.close(CloseCode.REPLACED, "resumed elsewhere")
-            await self._detach(session)
+            with anyio.CancelScope(shield=True):
+                await self._detach(session)
         else:
             session = Session(self.engine, connection, user)
             session.id = id
@@ -308,6 +309,9 @@ class Lobby:
                     handler(Signal(self.engine, channel, publication))
             except Exception:
                 logger.exception("the handler of %r raised", publication.event)
+            return
+        if channel.room is not None:
+            # An app may pass on events in a room under names that its clients choose.
             return
         data = payload.load(publication.data)
         for receiver in channel.everyone():

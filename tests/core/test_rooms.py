@@ -12,6 +12,7 @@ import pydantic
 import pytest
 
 from starlette_realtime.auth import User
+from starlette_realtime.core.lobby import Introduction
 from starlette_realtime.core.namespace import Happening, Namespace
 from starlette_realtime.core.room import Room
 from starlette_realtime.core.router import RoomType, event
@@ -25,7 +26,7 @@ from starlette_realtime.errors import (
     UnknownRoom,
 )
 from starlette_realtime.events import Position
-from tests.core.helpers import house, until
+from tests.core.helpers import Socket, house, until
 from tests.support.loops import both_loops
 
 pytestmark = [pytest.mark.anyio, both_loops]
@@ -762,3 +763,55 @@ async def test_rooms_of_the_first_message_have_names_as_others_have() -> None:
         await running.settle()
         assert ann.session.rooms == ("r", family)
         assert [m["room"] for m in ann.of("news")] == [family]
+
+
+async def test_events_of_a_room_give_servers_no_orders() -> None:
+    async with house() as running:
+        ann, bob = await running.enter("ann"), await running.enter("bob")
+        for client in (ann, bob):
+            await client.ask("join", "r")
+        for event, data in (
+            ("$disconnect", {"code": 4403, "reason": ""}),
+            ("$disconnect", "nonsense"),
+            ("$replaced", 99),
+        ):
+            await running.publish("r", event, data, keep=False)
+        await running.publish("r", "news", 1)
+        await running.settle()
+        assert (ann.socket.closed, bob.socket.closed) == (None, None)
+        assert bob.session.generation == 1
+        assert len(bob.of("news")) == 1
+
+
+async def test_coming_back_is_given_up_half_way() -> None:
+    entered = anyio.Event()
+
+    def configure(namespace: Namespace) -> None:
+        room = namespace.room("{name}")
+
+        @room.on_leave
+        async def on_leave(room: Room) -> None:
+            entered.set()
+            await anyio.sleep(0.01)
+
+    async with house(configure, presence_grace=0.0) as running:
+        lobby = running.engine.lobby
+        ann = await running.enter("ann")
+        ann.session.data["kept"] = True
+        for name in ("a", "b"):
+            await ann.ask("join", name)
+        token = lobby._sign(ann.session.id, 1, "ann")
+
+        async def come_back() -> Session:
+            return await lobby.connect(
+                Socket(running.runtime.options), ann.session.user, Introduction(resume=token)
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(come_back)
+            await entered.wait()
+            tasks.cancel_scope.cancel()
+        # Its rooms have seen it leave, all of them, and it is still there to be resumed.
+        await until(lambda: not any(name.startswith("room") for name in running.hub.channels))
+        again = await come_back()
+        assert (again, again.data) == (ann.session, {"kept": True})

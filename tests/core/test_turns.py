@@ -100,7 +100,7 @@ async def test_a_read_that_fails_leaves_the_next_one_alone() -> None:
     answers: list[str] = []
 
     async def fail(requests: list[int]) -> str:
-        # The next one, which starts now, is told to have begun when this one raises.
+        # The next one has begun, but not read yet, when this one raises.
         tasks.start_soon(ask)
         await turn.wait()
         raise OSError("away")
