@@ -14,6 +14,7 @@ from .auth import (
     User,
     WithUser,
 )
+from .core.gather import Answer, Gathered
 from .core.namespace import ConnectionContext, Context, Happening, Namespace, NamespaceFeature
 from .core.options import Options
 from .core.room import Room
@@ -39,6 +40,7 @@ from .features.direct import DirectMessages
 from .features.status import Presence
 from .features.typing import Typing
 from .middleware import RealtimeMiddleware
+from .publisher import Publisher, SyncPublisher
 from .tickets import TicketAuth
 
 __version__ = "0.1.0"
@@ -47,6 +49,7 @@ __all__ = [
     "AccessDenied",
     "AckTimeout",
     "AnonymousAuth",
+    "Answer",
     "AuthBackend",
     "AuthenticationFailed",
     "BrokerUnavailable",
@@ -61,6 +64,7 @@ __all__ = [
     "Disconnected",
     "Feature",
     "FirstOf",
+    "Gathered",
     "GuestAuth",
     "Happening",
     "InvalidMessage",
@@ -76,6 +80,7 @@ __all__ = [
     "Presence",
     "Publication",
     "Published",
+    "Publisher",
     "RateLimited",
     "Realtime",
     "RealtimeError",
@@ -86,6 +91,7 @@ __all__ = [
     "Session",
     "SessionAuth",
     "SignedTokenAuth",
+    "SyncPublisher",
     "TicketAuth",
     "Typing",
     "User",

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .auth.base import AuthBackend
 from .auth.origin import OriginPolicy
+from .core.channels import check_public
 from .core.engine import Engine
 from .core.namespace import Namespace
 from .core.options import Options
@@ -26,7 +27,7 @@ from .core.runtime import Runtime, Stores, running
 from .core.session import Session
 from .errors import CloseCode, ConfigurationError
 from .events import Published
-from .settings import ENVIRONMENT, stores_from_url
+from .settings import ENVIRONMENT, check_history, stores_from_url
 from .transports.websocket import WebSocketDoor
 
 logger = logging.getLogger("starlette_realtime")
@@ -88,6 +89,7 @@ class Realtime(Namespace):
         every task, within `shutdown_timeout`."""
         if self._running is not None:
             raise ConfigurationError("this Realtime is running already")
+        check_history(self._stores.broker, self.options, self._namespaces.values())
         async with running(self.options, self._stores) as runtime:
             self._running = _Running(self, runtime)
             try:
@@ -188,6 +190,7 @@ class Realtime(Namespace):
         namespace: str = "/",
     ) -> None:
         """Send an event to every connected client, or to all but one. Not kept."""
+        check_public(event)
         engine = (await self._started()).engines[namespace]
         await engine.tell(
             engine.everyone_channel, event, data, exclude.id if exclude is not None else ""
@@ -197,6 +200,7 @@ class Realtime(Namespace):
         self, user_id: str, event: str, data: Any = None, *, namespace: str = "/"
     ) -> None:
         """Send an event to every connection of a user. Not kept."""
+        check_public(event)
         engine = (await self._started()).engines[namespace]
         await engine.tell(engine.user_channel(user_id), event, data)
 
@@ -204,6 +208,7 @@ class Realtime(Namespace):
         self, session_id: str, event: str, data: Any = None, *, namespace: str = "/"
     ) -> None:
         """Send an event to one session, on whichever process it is. Not kept."""
+        check_public(event)
         engine = (await self._started()).engines[namespace]
         await engine.tell(engine.session_channel(session_id), event, data)
 

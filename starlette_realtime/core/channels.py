@@ -4,6 +4,16 @@ and who listens here agree on them, so they change for all at once or not at all
 from __future__ import annotations
 
 
+def check_public(event: str) -> None:
+    """Refuse an event that only servers send to servers: a name that starts with "$".
+
+    Raises:
+        ValueError: `event` is such a name.
+    """
+    if event.startswith("$"):
+        raise ValueError(f"{event!r}: names that start with '$' are the servers' own")
+
+
 def room_channel(namespace: str, room: str) -> str:
     return f"room{namespace}:{room}"
 

@@ -85,6 +85,7 @@ class Outbox:
     """
 
     __slots__ = (
+        "_husks",
         "_keys",
         "_overflow",
         "_queue",
@@ -131,6 +132,7 @@ class Outbox:
         self._overflow = overflow
         self._queue: list[Chunk | _Keyed] = []
         self._keys: dict[str, _Keyed] | None = None
+        self._husks = 0
 
     def push(self, chunk: Chunk, volatile: bool = False, key: str = "") -> None:
         """Send `chunk`, or keep it until the socket takes it."""
@@ -172,6 +174,11 @@ class Outbox:
             self.size -= len(older.chunk)
             older.chunk = b""
             self.dropped += 1
+            self._husks += 1
+            if self._husks > 1000 and self._husks * 2 > len(self._queue):
+                # What was replaced counts no bytes, but has a place in the queue each.
+                self._queue = [e for e in self._queue if not isinstance(e, _Keyed) or e.chunk]
+                self._husks = 0
         keyed = self._keys[key] = _Keyed(chunk, key)
         return keyed
 
@@ -192,6 +199,7 @@ class Outbox:
         if not queue:
             return []
         self._queue = []
+        self._husks = 0
         self.size = 0
         self.congested = False
         if self._keys is None:
@@ -217,6 +225,7 @@ class Outbox:
                 self._queue = queue[number + 1 :]
                 return
         self._queue = []
+        self._husks = 0
         self.congested = False
         if self.direct is None:
             self.direct = write

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..events import Draft, Lane, Page, Publication, Published
 from ..presence.base import Counts, MemberPage
 from ..protocols import payload
+from .channels import check_public
 from .session import Member, Session
 from .timers import Timer
 
@@ -68,6 +69,7 @@ class Room:
         Raises:
             BrokerUnavailable: the backend did not answer.
         """
+        check_public(event)
         expects = b""
         if isinstance(amends, Publication):
             expects = amends.data

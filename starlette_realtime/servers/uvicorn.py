@@ -178,6 +178,15 @@ class RealtimeProtocol(WebSocketsSansIOProtocol):
             scope: Any = self.scope
             scope["extensions"] = {**scope.get("extensions", {}), EXTENSION: self.realtime_writer}
 
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except InvalidState:
+            # A close frame behind a text frame that is no UTF-8: uvicorn closes for the one, and
+            # does not expect the other.
+            self._closing()
+            self.transport.close()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.realtime_writer is not None:

@@ -127,3 +127,13 @@ def test_a_writer_that_asks() -> None:
     wire.outbox.close()
     wire.outbox.push("late")
     assert wire.outbox.take() == []
+
+
+def test_what_is_replaced_leaves_nothing_behind() -> None:
+    wire = Wire(1000, direct=False)
+    wire.outbox.push("x" * 500)
+    for _ in range(20_000):
+        wire.outbox.push("y" * 100, key="price")
+    assert wire.overflows == 0
+    assert len(wire.outbox._queue) < 2100
+    assert wire.outbox.take() == ["x" * 500, "y" * 100]

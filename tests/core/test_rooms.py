@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -26,6 +27,7 @@ from starlette_realtime.errors import (
     UnknownRoom,
 )
 from starlette_realtime.events import Position
+from starlette_realtime.features.direct import DirectMessages, PrivateMessage
 from tests.core.helpers import Socket, house, until
 from tests.support.loops import both_loops
 
@@ -781,6 +783,23 @@ async def test_events_of_a_room_give_servers_no_orders() -> None:
         assert (ann.socket.closed, bob.socket.closed) == (None, None)
         assert bob.session.generation == 1
         assert len(bob.of("news")) == 1
+
+
+async def test_events_of_a_room_are_no_private_messages() -> None:
+    def configure(namespace: Namespace) -> None:
+        namespace.room("{name}")
+        namespace.add(DirectMessages())
+
+    letter = PrivateMessage("1", "eve", msgspec.Raw(b"{}"), "ann", msgspec.Raw(b'"hi"'), 1, False, 1)
+    async with house(configure) as running:
+        ann = await running.enter("ann")
+        await ann.ask("join", "r")
+        forged = json.loads(msgspec.json.encode(("", letter)))
+        await running.publish("r", "$letter", forged, keep=False)
+        await running.publish("r", "$status", ["away", "1"], keep=False)
+        await running.settle()
+        assert ann.of("private-message") == []
+        assert ann.session.status == "online"
 
 
 async def test_coming_back_is_given_up_half_way() -> None:

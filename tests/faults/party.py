@@ -355,7 +355,9 @@ class Party:
         rooms = [room for guest in self.guests for room in guest.rooms.values()]
         counts["messages acknowledged"] = sum(len(guest.acknowledged) for guest in self.guests)
         counts["messages acknowledged"] += len(self.node.said) if self.node else 0
-        counts["sent again"] = sum(s.sent - 1 for guest in self.guests for s in guest.said if s.sent)
+        counts["sent again"] = sum(
+            s.sent - 1 for guest in self.guests for s in guest.said if s.sent
+        )
         counts["refused"] = sum(guest.refused for guest in self.guests)
         counts["shown"] = sum(len(room.shown) for room in rooms)
         counts["duplicates dropped"] = sum(room.duplicates for room in rooms)
