@@ -50,7 +50,7 @@ from .options import Options
 from .outbox import Joined, Wire
 from .room import Room
 from .router import RoomType
-from .runtime import Runtime
+from .runtime import Runtime, fitting
 from .session import Member, Session
 
 logger = logging.getLogger("starlette_realtime")
@@ -537,9 +537,16 @@ class Engine:
         if self.runtime.history is None:
             return Page([], _EPHEMERAL)
         limit = max(1, min(limit, self.options.page_limit))
-        return await self.runtime.history.page(
+        page = await self.runtime.history.page(
             self.room_channel(room.name), before=before, after=after, limit=limit
         )
+        fits = self.options.recent_bytes
+        if after is None:
+            publications = fitting(page.publications[::-1], fits)[::-1]
+        else:
+            publications = fitting(page.publications, fits)
+        more = page.more or len(publications) < len(page.publications)
+        return Page(publications, page.position, more)
 
     async def find(self, room: Room, id: str) -> Publication | None:
         """Return what a room's history has under `id`; None where nothing is kept."""

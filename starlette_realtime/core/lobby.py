@@ -310,9 +310,6 @@ class Lobby:
             except Exception:
                 logger.exception("the handler of %r raised", publication.event)
             return
-        if channel.room is not None:
-            # An app may pass on events in a room under names that its clients choose.
-            return
         data = payload.load(publication.data)
         for receiver in channel.everyone():
             if not isinstance(receiver, Session):
@@ -329,7 +326,7 @@ class Lobby:
     async def disconnect(self, session: Session, code: int) -> None:
         """Let go of a session whose connection has closed with `code`.
 
-        Its rooms see it leave at once when the client closed deliberately (1000, 1001) or was sent
+        Its rooms see it leave at once when the client closed deliberately (1000) or was sent
         away (4400 to 4499), else when the grace period is over and it has not come back.
         """
         if session.connection.sessions.get(self.ns) is not session:
@@ -337,7 +334,7 @@ class Lobby:
         del session.connection.sessions[self.ns]
         with anyio.CancelScope(shield=True):
             replaced = session.generation < 0
-            deliberate = code in (1000, 1001) or 4400 <= code < 4500
+            deliberate = code == CloseCode.NORMAL or 4400 <= code < 4500
             keep = not deliberate and not replaced and self.options.resume_window > 0
             async with self._alone(session.id):
                 await self._detach(session, replaced=replaced, linger=keep)

@@ -144,9 +144,6 @@ class Online:
         await engine.runtime.broker.publish(to, self._draft(user_id, status), _NOTHING)
 
     def _take(self, signal: Signal) -> None:
-        if signal.channel.room is not None:
-            # Not from here: an app may pass on events in a room under names its clients choose.
-            return
         status, id = signal.data
         user_id = signal.channel.name
         key = (signal.engine.ns, user_id)

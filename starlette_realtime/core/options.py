@@ -41,6 +41,8 @@ class Options:
     """How long they are kept."""
     recent: int = 50
     """Of these, how many a client gets on joining."""
+    recent_bytes: int = 1_000_000
+    """Bytes of payload that a client gets at most on joining, and on a page of history."""
     recover_limit: int = 1000
     """Publications a client may have missed and still recover."""
     page_limit: int = 100

@@ -292,7 +292,8 @@ class Runtime:
     async def _recent(self, channel: str, limit: int) -> Read:
         assert self.history is not None
         page = await self.history.page(channel, limit=limit)
-        return Read(page.publications, page.position, None)
+        newest = fitting(page.publications[::-1], self.options.recent_bytes)[::-1]
+        return Read(newest, page.position, None)
 
     # Tasks
 
@@ -417,6 +418,16 @@ class Runtime:
             while self.connections:
                 self._empty = anyio.Event()
                 await self._empty.wait()
+
+
+def fitting(publications: list[Publication], size: int) -> list[Publication]:
+    """Return as many of `publications`, from the first one on, as have `size` bytes of payload
+    together; the first one in any case."""
+    for number, publication in enumerate(publications):
+        size -= len(publication.data)
+        if size < 0:
+            return publications[: max(number, 1)]
+    return publications
 
 
 class Read:

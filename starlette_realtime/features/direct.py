@@ -287,9 +287,6 @@ class DirectMessages:
             session.push("pending-messages", _raw(Messages(list(map(_shown, fitting)), more)))
 
     def _arrived(self, signal: Signal) -> None:
-        if signal.channel.room is not None:
-            # Not from here: an app may pass on events in a room under names its clients choose.
-            return
         sender, message = _told.decode(signal.publication.data)
         for session in signal.sessions:
             device = self._device_of(session)

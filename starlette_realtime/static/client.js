@@ -1430,6 +1430,8 @@ class Inbox {
   #busy = false;
   /** @type {[messages: unknown, more?: unknown][] | null} what came before the caller of connect() could listen */
   #early = null;
+  /** @type {unknown} */
+  #timer;
   #backoff;
 
   /** @param {Core} core @param {Namespace} ns */
@@ -1458,7 +1460,14 @@ class Inbox {
     this.#visit = newVisit();
     if (this.#fn) return;
     this.#early = [];
-    options.timers.setTimeout(() => (this.#early = null), 0);
+    this.#timer = options.timers.setTimeout(() => (this.#early = null), 0);
+  }
+
+  /** The connection is gone. */
+  end() {
+    this.#core.options.timers.clearTimeout(this.#timer);
+    this.#early = null;
+    this.#visit = newVisit();
   }
 
   /** @param {unknown} messages @param {unknown} [more] given with a page of what was pending */
@@ -1773,6 +1782,7 @@ class Namespace extends Listener {
   [LOST]() {
     this.#open = false;
     this.#askedOn = null;
+    this.#inbox.end();
     this.#core.options.timers.clearTimeout(this.#timer);
     for (const { room } of this.#rooms.values()) room[LOST]();
   }

@@ -14,7 +14,7 @@ from playwright.async_api import expect
 from tests.browser.guests import LOST, PHONE, Guest
 from tests.support.browser import PageFactory
 from tests.support.proxy import Proxy
-from tests.support.server import FAST, ServerProcess
+from tests.support.server import FAST, LiveServer, ServerProcess
 from tests.support.wsclient import NativeClient
 
 pytestmark = pytest.mark.anyio
@@ -24,8 +24,8 @@ ROOM = "chat/general"
 
 
 @pytest.fixture
-async def demo(serve_process: Callable[..., ServerProcess]) -> ServerProcess:
-    """The demo as `scripts/demo` serves it, but for its secret: guests outlive a restart."""
+async def process(serve_process: Callable[..., ServerProcess]) -> ServerProcess:
+    """The demo in a process that can be killed; by their secret, guests outlive a restart."""
     return await to_thread.run_sync(
         lambda: serve_process("examples.chat.app:app", ws=FAST, env=SECRET)
     )
@@ -36,7 +36,7 @@ async def two(page: PageFactory, url: str) -> tuple[Guest, Guest]:
 
 
 async def test_two_people_see_each_other_and_what_they_say(
-    demo: ServerProcess, page: PageFactory
+    demo: LiveServer, page: PageFactory
 ) -> None:
     ann, bob = await two(page, demo.http("/"))
     for guest in (ann, bob):
@@ -57,7 +57,7 @@ async def test_two_people_see_each_other_and_what_they_say(
     await ann.members("Ann")
 
 
-async def test_markup_is_shown_and_not_obeyed(demo: ServerProcess, page: PageFactory) -> None:
+async def test_markup_is_shown_and_not_obeyed(demo: LiveServer, page: PageFactory) -> None:
     name = "<b>Ann</b>"
     texts = [
         "<img src=x onerror=\"document.body.id = 'hacked'\">",
@@ -81,7 +81,7 @@ async def test_markup_is_shown_and_not_obeyed(demo: ServerProcess, page: PageFac
 
 
 async def test_history_is_there_for_who_comes_later_and_after_a_reload(
-    demo: ServerProcess, page: PageFactory
+    demo: LiveServer, page: PageFactory
 ) -> None:
     ann = await Guest.enter(page, demo.http("/"), "Ann")
     await ann.say("one", "two")
@@ -95,13 +95,13 @@ async def test_history_is_there_for_who_comes_later_and_after_a_reload(
 
 
 async def test_killed_server_comes_back_without_its_history(
-    demo: ServerProcess, page: PageFactory
+    process: ServerProcess, page: PageFactory
 ) -> None:
     page.expect_error(LOST)
-    ann, bob = await two(page, demo.http("/"))
+    ann, bob = await two(page, process.http("/"))
     await ann.say("before")
     await bob.sees("before")
-    await to_thread.run_sync(demo.kill)
+    await to_thread.run_sync(process.kill)
     for guest in (ann, bob):
         await expect(guest.page.locator("#link-word")).to_have_text("Reconnecting…")
         await expect(guest.page.locator("#banner-text")).to_contain_text("Connection lost.")
@@ -111,7 +111,7 @@ async def test_killed_server_comes_back_without_its_history(
         await bob.type(f"bob {n}")
     await expect(ann.page.locator("#messages .sending")).to_have_count(3)
     await expect(ann.page.locator("#messages .sending .state").first).to_have_text("Sending…")
-    await to_thread.run_sync(demo.start)
+    await to_thread.run_sync(process.start)
     for guest in (ann, bob):
         await guest.is_connected()
         await guest.has_no_pending()
@@ -152,7 +152,7 @@ async def test_server_that_forgot_its_guests_lets_them_in_anew(
 
 
 async def test_nothing_is_missing_or_double_after_the_network_was_away(
-    demo: ServerProcess, page: PageFactory
+    demo: LiveServer, page: PageFactory
 ) -> None:
     page.expect_error(LOST)
     async with Proxy(demo.port) as proxy:
@@ -181,7 +181,7 @@ async def test_nothing_is_missing_or_double_after_the_network_was_away(
 
 
 async def test_a_message_whose_ack_was_lost_appears_once(
-    demo: ServerProcess, page: PageFactory
+    demo: LiveServer, page: PageFactory
 ) -> None:
     page.expect_error(LOST)
     async with Proxy(demo.port) as proxy:
@@ -200,7 +200,7 @@ async def test_a_message_whose_ack_was_lost_appears_once(
 
 
 async def test_earlier_messages_are_loaded_on_scrolling_up(
-    demo: ServerProcess, page: PageFactory
+    demo: LiveServer, page: PageFactory
 ) -> None:
     everything = [f"message {n}" for n in range(160)]
     async with NativeClient.open(demo.ws("/realtime/ws"), token="Cara") as cara:
@@ -235,7 +235,7 @@ async def test_earlier_messages_are_loaded_on_scrolling_up(
 
 
 async def test_rooms_are_made_found_left_and_count_what_is_unread(
-    demo: ServerProcess, page: PageFactory
+    demo: LiveServer, page: PageFactory
 ) -> None:
     ann, bob = await two(page, demo.http("/"))
     await ann.page.locator("#new-room").click()
@@ -262,7 +262,7 @@ async def test_rooms_are_made_found_left_and_count_what_is_unread(
 
 
 async def test_a_refused_message_says_why_and_may_be_tried_again(
-    demo: ServerProcess, page: PageFactory
+    demo: LiveServer, page: PageFactory
 ) -> None:
     ann = await Guest.enter(page, demo.http("/"), "Ann")
     await ann.page.locator("#field").evaluate("field => field.removeAttribute('maxlength')")
@@ -278,7 +278,7 @@ async def test_a_refused_message_says_why_and_may_be_tried_again(
     await ann.sees("short")
 
 
-async def test_names_that_are_none(demo: ServerProcess, page: PageFactory) -> None:
+async def test_names_that_are_none(demo: LiveServer, page: PageFactory) -> None:
     page.expect_error("status of 400")
     opened = await page(demo.http("/"))
     await opened.get_by_label("Your name").fill("   ")
@@ -287,7 +287,7 @@ async def test_names_that_are_none(demo: ServerProcess, page: PageFactory) -> No
     await expect(opened.get_by_label("Your name")).to_be_focused()
 
 
-async def test_on_a_phone(demo: ServerProcess, page: PageFactory) -> None:
+async def test_on_a_phone(demo: LiveServer, page: PageFactory) -> None:
     phone: dict[str, Any] = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
     opened = await page(demo.http("/"), **phone)
     await Guest(opened, "nobody").width_fits()
@@ -317,7 +317,7 @@ async def test_on_a_phone(demo: ServerProcess, page: PageFactory) -> None:
     await expect(ann.page.locator("#send")).to_be_in_viewport()
 
 
-async def test_with_the_keyboard_alone(demo: ServerProcess, page: PageFactory) -> None:
+async def test_with_the_keyboard_alone(demo: LiveServer, page: PageFactory) -> None:
     opened = await page(demo.http("/"), viewport=PHONE)
     keyboard = opened.keyboard
     await expect(opened.get_by_label("Your name")).to_be_focused()
@@ -357,7 +357,7 @@ async def test_with_the_keyboard_alone(demo: ServerProcess, page: PageFactory) -
     await expect(opened.get_by_label("Message #Random")).to_be_focused()
 
 
-async def test_for_a_screen_reader(demo: ServerProcess, page: PageFactory) -> None:
+async def test_for_a_screen_reader(demo: LiveServer, page: PageFactory) -> None:
     ann, bob = await two(page, demo.http("/"))
     announcer = ann.page.locator("[aria-live=polite]")
     await bob.say("hello there", "again")
@@ -390,7 +390,7 @@ async def test_for_a_screen_reader(demo: ServerProcess, page: PageFactory) -> No
     assert nameless == []
 
 
-async def test_calm_where_motion_is_not_wanted(demo: ServerProcess, page: PageFactory) -> None:
+async def test_calm_where_motion_is_not_wanted(demo: LiveServer, page: PageFactory) -> None:
     ann = await Guest.enter(page, demo.http("/"), "Ann", reduced_motion="reduce", viewport=PHONE)
     await ann.page.get_by_role("button", name="Conversations", exact=True).click()
     assert await ann.page.locator("#sidebar").evaluate(
@@ -404,7 +404,7 @@ async def test_calm_where_motion_is_not_wanted(demo: ServerProcess, page: PageFa
 # Private messages, presence, typing, editing
 
 
-async def test_typing_is_shown_and_ends(demo: ServerProcess, page: PageFactory) -> None:
+async def test_typing_is_shown_and_ends(demo: LiveServer, page: PageFactory) -> None:
     ann, bob = await two(page, demo.http("/"))
     typing = bob.page.locator("#typing")
     await ann.page.locator("#field").fill("hel")
@@ -419,7 +419,7 @@ async def test_typing_is_shown_and_ends(demo: ServerProcess, page: PageFactory) 
     await expect(ann.page.locator("#typing")).to_have_text("")
 
 
-async def test_own_messages_are_edited_and_deleted(demo: ServerProcess, page: PageFactory) -> None:
+async def test_own_messages_are_edited_and_deleted(demo: LiveServer, page: PageFactory) -> None:
     ann, bob = await two(page, demo.http("/"))
     await ann.say("teh first", "the second")
     await bob.sees("teh first", "the second")
@@ -456,7 +456,7 @@ async def test_own_messages_are_edited_and_deleted(demo: ServerProcess, page: Pa
     assert await bob.page.get_by_role("button", name="Edit this message").count() == 0
 
 
-async def test_private_messages_reach_one_person(demo: ServerProcess, page: PageFactory) -> None:
+async def test_private_messages_reach_one_person(demo: LiveServer, page: PageFactory) -> None:
     ann, bob = await two(page, demo.http("/"))
     cara = await Guest.enter(page, demo.http("/"), "Cara")
     await ann.page.get_by_role("button", name="Bob").click()
@@ -472,7 +472,7 @@ async def test_private_messages_reach_one_person(demo: ServerProcess, page: Page
     await expect(cara.page.locator("#direct")).to_be_hidden()
 
 
-async def test_presence_shows_in_dots_and_words(demo: ServerProcess, page: PageFactory) -> None:
+async def test_presence_shows_in_dots_and_words(demo: LiveServer, page: PageFactory) -> None:
     ann, bob = await two(page, demo.http("/"))
     await ann.page.get_by_label("Your status").select_option("busy")
     person = bob.page.locator("#members li", has_text="Ann")
@@ -480,9 +480,7 @@ async def test_presence_shows_in_dots_and_words(demo: ServerProcess, page: PageF
     await expect(person.locator(".dot.busy")).to_have_count(1)
 
 
-async def test_private_messages_wait_for_who_is_away(
-    demo: ServerProcess, page: PageFactory
-) -> None:
+async def test_private_messages_wait_for_who_is_away(demo: LiveServer, page: PageFactory) -> None:
     page.expect_error(LOST)
     async with Proxy(demo.port) as proxy:
         ann = await Guest.enter(page, demo.http("/"), "Ann")
@@ -508,7 +506,7 @@ async def test_private_messages_wait_for_who_is_away(
 
 
 async def test_what_the_server_does_not_have_is_not_offered(
-    demo: ServerProcess, page: PageFactory
+    demo: LiveServer, page: PageFactory
 ) -> None:
     async with NativeClient.open(demo.ws("/realtime/ws"), token="Cara") as cara:
         await cara.request("join", ROOM)

@@ -79,7 +79,7 @@ class Guest:
         addresses: Addresses,
         chance: random.Random,
         *,
-        pace: float = 15.0,
+        pace: float = 25.0,
         window: int = 1,
         returns: bool = True,
     ) -> None:
@@ -217,7 +217,7 @@ class Guest:
         del self._rejoin[room]
         id = f"j{next(self._numbers)}"
         self._joins[id] = room
-        message = {"type": "join", "id": id, "room": room}
+        message: dict[str, Any] = {"type": "join", "id": id, "room": room}
         if self.rooms[room].position is not None:
             message["since"] = self.rooms[room].position
         await socket.send(json.dumps(message))

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.faults.app import LEASE
+from tests.faults.conftest import SHORT
 from tests.faults.party import ROOMS, Account, Party, until
 from tests.support.redis_server import RedisServer
 
@@ -26,7 +28,7 @@ async def test_killed_workers(
         victims = iter([1])
 
         async def kill() -> None:
-            await party.kill_worker(next(victims, account.chance.randrange(2)))
+            await party.kill_worker(next(victims, await party.busiest()))
 
         await party.harm(seconds, kill, kill)
         assert ghost.lost.is_set()
@@ -54,7 +56,12 @@ async def test_cut_sockets(
             await party.pass_time(2)
             party.cut_clients()
 
-        await party.harm(seconds, cut, pause=0.1)
+        async def freeze() -> None:
+            # Long enough for the leases of its people to end: they leave, and are here again.
+            await party.freeze_worker(await party.busiest(), LEASE + 2)
+
+        ways = [cut] if seconds <= SHORT else [cut, cut, freeze]
+        await party.harm(seconds, *ways, pause=0.1)
     for guest in party.guests:
         for room in guest.rooms.values():
             assert not room.resets

@@ -299,7 +299,11 @@ test("connect() of the Node entry speaks the protocol over it, and comes back", 
       assert.deepEqual(await answer, [1, 2]);
       peer.write(closeFrame(1012, "restart"));
       const next = await server.peer(1);
-      assert.deepEqual((await next.messages())[0].data, { token: "t", resume: "token-1" });
+      assert.deepEqual((await next.messages())[0].data, {
+        token: "t",
+        resume: "token-1",
+        deviceId: "d1",
+      });
       assert.deepEqual(client.closeReason, { code: 1012, reason: "restart", willReconnect: true });
       next.text({ ...CONNECTED, resumed: true });
       await client.connect();

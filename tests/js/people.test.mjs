@@ -158,6 +158,7 @@ test("what a handler failed at is not acknowledged, and is handled when it comes
   const second = await w.comeBack();
   await second.receive(pending([2, 3, 4]));
   assert.deepEqual(seen, [1, 3, 4, 2]);
+  assert.deepEqual(await acknowledged(second), [2]);
   assert.deepEqual(await acknowledged(second), [4]);
   client.close();
 });
@@ -263,7 +264,9 @@ test("watched users are told of, and asked for again on each connection", async 
 
   const stopOther = client.watch(["bob"], show("b"));
   await settle();
-  assert.deepEqual(ofType(w.socket, "watch-presence")[0].data, { userIds: ["bob"] });
+  const [again] = ofType(w.socket, "watch-presence");
+  assert.deepEqual(again.data, { userIds: ["bob"] });
+  await w.socket.receive({ type: "ack", id: again.id, data: { users: [] } });
   await w.socket.drop();
   const second = await w.comeBack({ resumed: false });
   assert.deepEqual(ofType(second, "watch-presence")[0].data, { userIds: ["bob", "cy"] });

@@ -361,8 +361,7 @@ async def test_a_full_house_does_not_keep_a_session_from_its_own_successor(serve
     await nothing_left(realtime)
 
 
-@pytest.mark.parametrize("code", [1000, 1001])
-async def test_a_deliberate_close_ends_the_session_at_once(serve: Serve, code: int) -> None:
+async def test_a_page_that_is_reloaded_was_never_gone(serve: Serve) -> None:
     chat = Chat(presence_grace=30.0)
     server = serve(app_of(chat.realtime))
     async with client(server, "bob") as bob:
@@ -370,7 +369,24 @@ async def test_a_deliberate_close_ends_the_session_at_once(serve: Serve, code: i
         async with client(server, "ann") as ann:
             first = ann.connected
             await ann.request("join", "chat/1")
-            await ann.close(code)
+            await bob.expect("user-joined")
+            await ann.close(1001)
+        async with client(server, "ann", resume=first, rooms={"chat/1": None}) as ann:
+            assert ann.connected["resumed"] is True
+            await ann.expect("joined")
+            assert await bob.settle() == []
+            assert chat.left == []
+
+
+async def test_a_deliberate_close_ends_the_session_at_once(serve: Serve) -> None:
+    chat = Chat(presence_grace=30.0)
+    server = serve(app_of(chat.realtime))
+    async with client(server, "bob") as bob:
+        await bob.request("join", "chat/1")
+        async with client(server, "ann") as ann:
+            first = ann.connected
+            await ann.request("join", "chat/1")
+            await ann.close(1000)
         await bob.expect("user-left", data={"userId": "ann", "roomId": "chat/1"})
         await until(lambda: chat.left == ["ann"], "the leave hook")
         async with client(server, "ann", resume=first) as ann:

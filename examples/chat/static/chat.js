@@ -6,7 +6,7 @@
  */
 
 import { createClient } from "./realtime/client.js";
-import { Conversation } from "./conversation.js";
+import { Conversation, newId } from "./conversation.js";
 import { arrange, byId, h, setText } from "./dom.js";
 import { Timeline } from "./timeline.js";
 import { initials, nameOf, plural, sentence, statusKind, statusWord, tint, typingSentence } from "./words.js";
@@ -15,7 +15,14 @@ const HOME = "chat/general";
 const PAGE = 100; // messages asked for at once
 const TYPING_EVERY = 2_000; // ms
 
-/** @type {{ name: string, token: string, events: string[] } | null} who this window is */
+/**
+ * @typedef {object} Session who this window is, and which of that person's devices
+ * @property {string} name
+ * @property {string} token
+ * @property {string[]} events
+ * @property {string} device
+ */
+/** @type {Session | null} */
 let session = null;
 /** @type {any} */
 let client = null;
@@ -37,15 +44,17 @@ const me = () => ({ userId: client?.userId ?? null, user: { name: session?.name 
 
 // ---------------------------------------------------------------------------------- who I am
 
-/** @param {string} name @returns {Promise<{ name: string, token: string, events: string[] }>} */
+/** @param {string} name @returns {Promise<Session>} */
 async function fetchToken(name) {
   const response = await fetch(`token?name=${encodeURIComponent(name)}`);
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error ?? "The server did not answer as expected.");
-  return { name: name.trim(), token: answer.token, events: answer.events };
+  // The window's, not the browser's: what one window has shown, another one has not.
+  const device = session?.device ?? newId();
+  return { name: name.trim(), token: answer.token, events: answer.events, device };
 }
 
-/** This window's, so that two windows are two people. @param {{ name: string, token: string, events: string[] } | null} value */
+/** This window's, so that two windows are two people. @param {Session | null} value */
 function remember(value) {
   session = value;
   if (value) sessionStorage.setItem("chat", JSON.stringify(value));
@@ -80,7 +89,7 @@ byId("sign-out").addEventListener("click", () => {
 function enter() {
   byId("welcome").hidden = true;
   byId("chat").hidden = false;
-  client = createClient("realtime", { auth: () => session?.token });
+  client = createClient("realtime", { auth: () => session?.token, deviceId: session?.device });
   client.lifecycle.on("state", onState);
   client.lifecycle.on("reconnecting", ({ delay }) => countDown(delay));
   client.lifecycle.on("close", ({ code, willReconnect }) => {
@@ -93,10 +102,8 @@ function enter() {
     if (error.code !== "unknown_event") trouble(sentence(error));
   });
   client.on("presence-update", (data) => onPresence(data));
-  client.on("private-message", (data) => onPrivate(data));
-  client.on("pending-messages", (data) => {
-    for (const message of Array.isArray(data) ? data : (data?.messages ?? [])) onPrivate(message);
-  });
+  client.inbox(onPrivate);
+  client.on("message-read", (data) => onRead(data));
   current = new Conversation(HOME, "General");
   conversations.set(HOME, current);
   connect();
@@ -135,7 +142,6 @@ function onState(state, previous) {
     statuses.clear();
     // The server may have forgotten it meanwhile.
     if (can("update-status") && byId("my-status").value !== "online") sendStatus();
-    watch([...conversations.values()].filter((one) => one.direct).map(({ id }) => id.slice(1)));
   }
   if (state === "reconnecting" && previous === "connected") {
     announce("The connection is lost. Messages you write now are sent when it is back.");
@@ -294,7 +300,7 @@ function take(conversation, message) {
   if (conversation.receive(message, mine) && !mine) {
     const here = conversation === current;
     if (here) timeline.arrived();
-    if (!here || document.hidden) conversation.unread += 1;
+    if ((!here || document.hidden) && !message.read) conversation.unread += 1;
     const who = nameOf(message.user);
     announce(here ? `${who}: ${message.content}` : `New message from ${who} in ${conversation.title}`);
   }
@@ -304,6 +310,7 @@ function take(conversation, message) {
 byId("leave-room").addEventListener("click", () => {
   const left = current;
   conversations.delete(left.id);
+  left.forget();
   if (left.room) left.room.leave().catch(() => {});
   open(HOME, rooms.get(HOME) ?? "General");
   byId("title").focus();
@@ -351,13 +358,20 @@ async function privatePage(userId, query) {
 
 /** @param {any} letter to me, or from another device of mine */
 function onPrivate(letter) {
-  if (typeof letter?.id !== "string") return;
   const mine = letter.fromUserId === client.userId;
   const other = mine ? letter.toUserId : letter.fromUserId;
   const conversation = direct(other, mine ? personName(other) : nameOf(letter.fromUser));
   take(conversation, asMessage(letter));
   if (conversation === current) seen();
-  acknowledge(letter.offset);
+}
+
+/** @param {any} data a private message was read, by whom it was for or on another device of mine */
+function onRead(data) {
+  if (data?.userId !== client.userId) return;
+  for (const conversation of conversations.values()) {
+    if (conversation.direct) conversation.readElsewhere(data.messageId);
+  }
+  render();
 }
 
 /** @param {string} userId @param {string} name @returns {Conversation} the one with this person */
@@ -369,7 +383,7 @@ function direct(userId, name) {
     conversation.loading = false;
     conversation.hasOlder = can("conversation");
     conversations.set(id, conversation);
-    watch([userId]);
+    if (can("watch-presence")) conversation.forget = client.watch([userId], onPresence);
   }
   return conversation;
 }
@@ -381,31 +395,6 @@ function personName(userId) {
     if (member) return nameOf(member.user);
   }
   return nameOf(null);
-}
-
-let received = 0; // offset of the newest private message that this window has
-let acknowledged = 0;
-
-/** The server need not send it again; once for all that come together. @param {any} offset */
-function acknowledge(offset) {
-  if (!Number.isSafeInteger(offset) || !can("ack-messages")) return;
-  received = Math.max(received, offset);
-  setTimeout(() => {
-    if (received <= acknowledged) return;
-    acknowledged = received;
-    client.send("ack-messages", { upTo: received }).catch(() => {});
-  }, 0);
-}
-
-/** Asks to be told of these people's statuses. @param {string[]} userIds */
-async function watch(userIds) {
-  if (userIds.length === 0 || !can("watch-presence")) return;
-  try {
-    const { users } = await client.send("watch-presence", { userIds });
-    for (const user of users) onPresence(user);
-  } catch {
-    // Then their dots show what the rooms tell.
-  }
 }
 
 function sendStatus() {
@@ -856,6 +845,31 @@ function markRead() {
 }
 document.addEventListener("visibilitychange", seen);
 
+// ---------------------------------------------------------------------------- another device
+
+byId("other-device").addEventListener("click", () => {
+  const link = new URL(location.href);
+  // Behind the #, so that it is in no server's log.
+  link.hash = String(new URLSearchParams({ name: session?.name ?? "", guest: session?.token ?? "" }));
+  byId("device-link").value = link.href;
+  byId("device-dialog").showModal();
+  byId("device-link").select();
+});
+byId("device-close").addEventListener("click", () => byId("device-dialog").close());
+
+/** @param {URLSearchParams} link of another device of the same person */
+async function enterByLink(link) {
+  history.replaceState(null, "", location.pathname + location.search);
+  try {
+    const made = await fetchToken(link.get("name") ?? "");
+    remember({ ...made, token: link.get("guest") ?? "", device: newId() });
+    enter();
+  } catch (error) {
+    byId("welcome").hidden = false;
+    setText(byId("welcome-problem"), sentence(error));
+  }
+}
+
 // ------------------------------------------------------------------------------------- start
 
 try {
@@ -863,7 +877,10 @@ try {
 } catch {
   session = null;
 }
-if (session) {
+const link = new URLSearchParams(location.hash.slice(1));
+if (link.has("guest")) {
+  void enterByLink(link);
+} else if (session) {
   enter();
 } else {
   byId("welcome").hidden = false;

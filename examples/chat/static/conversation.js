@@ -52,6 +52,8 @@ export class Conversation {
   hasOlder = false;
   /** @type {string | null} id of the newest message that its author knows to be read */
   read = null;
+  /** ends what the page does for this conversation alone */
+  forget = () => {};
   /** @type {string} what stands in the field while another conversation is open */
   unsent = "";
   /** @type {number | null} where to ask for what is older; null for what is newest */
@@ -183,6 +185,15 @@ export class Conversation {
     return true;
   }
 
+  /** Another device has shown a private message and what came before it. @param {string} id */
+  readElsewhere(id) {
+    const at = this.messages.findIndex((message) => message.id === id);
+    if (at < 0) return;
+    const other = this.id.slice(1);
+    const left = this.messages.slice(at + 1).filter(({ userId }) => userId === other);
+    this.unread = Math.min(this.unread, left.length);
+  }
+
   /** @param {string} id @returns {Message | undefined} */
   message(id) {
     return this.#byId.get(id);
@@ -219,7 +230,7 @@ export class Conversation {
 }
 
 /** randomUUID is missing on pages without TLS. */
-function newId() {
+export function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
