@@ -1428,7 +1428,10 @@ class Inbox {
   /** @type {{ message: Message, visit: Visit, more: boolean | undefined }[]} */
   #queue = [];
   #busy = false;
-  /** @type {[messages: unknown, more?: unknown][] | null} what came before the caller of connect() could listen */
+  /**
+   * What came before the caller of connect() could listen.
+   * @type {[messages: unknown, more?: unknown][] | null}
+   */
   #early = null;
   /** @type {unknown} */
   #timer;
@@ -1478,9 +1481,9 @@ class Inbox {
       (one) => typeof one?.id === "string" && Number.isSafeInteger(one.offset),
     );
     letters.forEach((message, index) => {
-      const last = index === letters.length - 1;
+      const ends = more !== undefined && index === letters.length - 1;
       if (this.#queue.length >= MAX_LETTERS) visit.failed = true;
-      else this.#queue.push({ message, visit, more: last && more !== undefined ? !!more : undefined });
+      else this.#queue.push({ message, visit, more: ends ? more === true : undefined });
     });
     this.#work();
   }

@@ -99,6 +99,7 @@ async def test_dots_go_from_online_to_away_to_offline(url: str, page: PageFactor
     for guest in (bob, cy):
         await expect(entry(guest, "Ann").locator(".dot.away")).to_have_count(1)
         await expect(guest.page.locator("#subtitle")).to_have_text("away")
+    await expect(phone.page.get_by_label("Your status")).to_have_value("away")
     # One device less is still somebody there; without the last one nobody is.
     await ann.page.close()
     await phone.open_room("Random")

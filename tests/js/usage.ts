@@ -46,6 +46,12 @@ export async function untyped(): Promise<void> {
   void [messages, more];
   const page = await room.membersPage({ cursor: null });
   is<Same<typeof page.members, RoomMember[]>>();
+  const stop = client.inbox(async ({ id, content, offset }) => [id, content, offset]);
+  const unwatch = client.watch(new Set(["ann"]), ({ userId, status }) => [userId, status]);
+  is<Same<typeof stop | typeof unwatch, () => void>>();
+  createClient("/realtime", { deviceId: "phone" });
+  // @ts-expect-error a name, not a number
+  createClient("/realtime", { deviceId: 7 });
 }
 
 export async function typed(): Promise<void> {

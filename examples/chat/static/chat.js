@@ -344,6 +344,9 @@ function onPresence(data) {
   if (typeof data?.userId !== "string") return;
   if (statuses.size > 10_000) statuses.clear();
   statuses.set(data.userId, String(data.status ?? "online"));
+  // Set on another device of mine; to be invisible looks like being offline, and stays as it is.
+  const choice = byId("my-status").querySelector(`option[value="${CSS.escape(data.status ?? "")}"]`);
+  if (data.userId === client.userId && choice) choice.selected = true;
   render();
 }
 
