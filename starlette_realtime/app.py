@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,7 +28,14 @@ from .core.runtime import Runtime, Stores, running
 from .core.session import Session
 from .errors import CloseCode, ConfigurationError
 from .events import Published
-from .settings import ENVIRONMENT, check_history, stores_from_url
+from .settings import (
+    ENVIRONMENT,
+    check_history,
+    options_from,
+    read_configuration,
+    stores_from_url,
+    warn_of_workers,
+)
 from .transports.websocket import WebSocketDoor
 
 logger = logging.getLogger("starlette_realtime")
@@ -73,6 +81,30 @@ class Realtime(Namespace):
         self._starting: anyio.Lock | None = None
         self._detached: object = None
 
+    @classmethod
+    def from_file(cls, path: str | Path, *, auth: AuthBackend) -> Realtime:
+        """Return a `Realtime` that is set up by a TOML file:
+
+            [realtime]
+            backend = "redis://localhost"
+            origins = ["https://app.example"]
+
+            [realtime.options]
+            max_rooms = 20
+
+        The environment variable `REALTIME_BACKEND` goes before the file's `backend`.
+
+        Raises:
+            ConfigurationError: the file is not there, or says something unknown.
+        """
+        said = read_configuration(path)
+        return cls(
+            os.environ.get(ENVIRONMENT) or said.backend,
+            auth=auth,
+            origins=said.origins,
+            options=options_from(said.options),
+        )
+
     def namespace(self, name: str, *, auth: AuthBackend | None = None) -> Namespace:
         """Add a namespace `name` ("/admin") with handlers and rooms of its own, and its own
         authentication if `auth` is given."""
@@ -89,6 +121,7 @@ class Realtime(Namespace):
         every task, within `shutdown_timeout`."""
         if self._running is not None:
             raise ConfigurationError("this Realtime is running already")
+        warn_of_workers(self._stores.broker)
         check_history(self._stores.broker, self.options, self._namespaces.values())
         async with running(self.options, self._stores) as runtime:
             self._running = _Running(self, runtime)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from .brokers.base import Broker, HistoryBroker
 from .brokers.memory import MemoryBroker
@@ -32,6 +38,77 @@ REDIS_SCHEMES = frozenset(
 )
 
 BROADCASTER_SCHEMES = frozenset(["postgres", "postgresql", "kafka"])
+
+
+class Configuration(msgspec.Struct, forbid_unknown_fields=True):
+    """What a configuration file says: TOML, in the table `[realtime]`.
+
+    `options` has the names of `Options`.
+    """
+
+    backend: str | None = None
+    origins: list[str] | str | None = None
+    options: dict[str, Any] = {}
+
+
+def read_configuration(path: str | Path) -> Configuration:
+    """Return what the file at `path` says.
+
+    Raises:
+        ConfigurationError: it is not there, not TOML, or says something unknown.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            table = tomllib.load(file).get("realtime", {})
+        return msgspec.convert(table, Configuration)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+
+
+def options_from(values: dict[str, Any]) -> Options:
+    """Return `Options` with these values.
+
+    Raises:
+        ConfigurationError: an option has another name, or another type.
+    """
+    try:
+        return msgspec.convert(values, Options) if _known(values) else Options()
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"options: {error}") from None
+
+
+def _known(values: dict[str, Any]) -> bool:
+    unknown = sorted(set(values) - set(Options.__slots__))
+    if unknown:
+        raise ConfigurationError(f"options: there is no {', '.join(unknown)}")
+    return True
+
+
+def workers() -> int:
+    """Return how many worker processes this one's server was asked for, as far as its command line
+    or `WEB_CONCURRENCY` tells."""
+    arguments = sys.argv
+    for number, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--workers", "-w"):
+            if not value and number + 1 < len(arguments):
+                value = arguments[number + 1]
+            return int(value) if value.isdigit() else 1
+    value = os.environ.get("WEB_CONCURRENCY", "")
+    return int(value) if value.isdigit() else 1
+
+
+def warn_of_workers(broker: Broker) -> None:
+    """Say so when several workers would each have a memory of their own."""
+    if isinstance(broker, MemoryBroker) and (number := workers()) > 1:
+        logger.warning(
+            "REALTIME RUNS ON memory:// IN EACH OF %d WORKERS: people on different workers will "
+            "not see each other, and will miss messages. Set REALTIME_BACKEND=redis://… or run one "
+            "worker.",
+            number,
+        )
 
 
 def stores_from_url(url: str) -> Stores:

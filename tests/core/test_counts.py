@@ -168,3 +168,39 @@ async def test_tasks_per_connection(ws: str, each: int, mount: bool) -> None:
                 await client.expect("broadcast")
             assert await anyio.to_thread.run_sync(tasks) - before == 10 * (1 + each)
         await until(lambda: tasks() <= before)
+
+
+async def test_a_storm_of_arrivals_is_told_together() -> None:
+    """Everyone hears of everyone, but not in a message of its own for each."""
+
+    def full(namespace: Namespace) -> None:
+        namespace.room("{name}", presence="full")
+
+    async with house(full) as running:
+        people = [await running.enter(f"user-{number}") for number in range(200)]
+        watcher = people[0]
+        await watcher.ask("join", "r")
+        watcher.socket.writes = 0
+        watcher.take()
+        async with anyio.create_task_group() as tasks:
+            for client in people[1:]:
+                tasks.start_soon(client.send, "join", "r")
+        await running.settle()
+        assert len(watcher.of("user-joined")) == 199
+        assert watcher.socket.writes < 20
+
+
+async def test_a_storm_of_arrivals_in_a_counted_room_tells_nobody() -> None:
+    def counted(namespace: Namespace) -> None:
+        namespace.room("{name}", presence="counts")
+
+    async with house(counted) as running:
+        people = [await running.enter(f"user-{number}") for number in range(50)]
+        watcher = people[0]
+        await watcher.ask("join", "r")
+        watcher.take()
+        for client in people[1:-1]:
+            await client.ask("join", "r")
+        joined = await people[-1].ask("join", "r")
+        assert (joined["members"], joined["count"]) == ([], 50)
+        assert watcher.take() == []
