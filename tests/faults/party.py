@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import signal
 import time
 from collections import Counter
@@ -127,6 +128,9 @@ class Party:
     ) -> None:
         self.account = account
         self.chance = account.chance
+        # Its own corner of a server that other tests may use as well.
+        self._prefix = f"party{secrets.token_hex(4)}"
+        backend += f"{'&' if '?' in backend else '?'}prefix={self._prefix}"
         self.workers = [
             ServerProcess(
                 "tests.faults.app:app",
@@ -368,7 +372,7 @@ class Party:
         found = []
         for master in self._masters():
             with master:
-                for raw in master.scan_iter(count=1000):
+                for raw in master.scan_iter(match=f"{self._prefix}:*", count=1000):
                     key = raw.decode()
                     kind = key.split("}:", 1)[-1].split(":", 1)[0]
                     if kind in {"l", "d", "w", "u", "n", "ends"} or (
