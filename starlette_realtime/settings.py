@@ -73,17 +73,13 @@ def options_from(values: dict[str, Any]) -> Options:
     Raises:
         ConfigurationError: an option has another name, or another type.
     """
-    try:
-        return msgspec.convert(values, Options) if _known(values) else Options()
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"options: {error}") from None
-
-
-def _known(values: dict[str, Any]) -> bool:
     unknown = sorted(set(values) - set(Options.__slots__))
     if unknown:
         raise ConfigurationError(f"options: there is no {', '.join(unknown)}")
-    return True
+    try:
+        return msgspec.convert(values, Options)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"options: {error}") from None
 
 
 def workers() -> int:

@@ -436,7 +436,7 @@ class Read:
     `after` is the offset after which `publications` is complete, None when it is just the newest.
     """
 
-    __slots__ = ("_encoded", "_views", "after", "position", "publications")
+    __slots__ = ("_encoded", "after", "position", "publications")
 
     def __init__(
         self, publications: list[Publication], position: Position, after: int | None

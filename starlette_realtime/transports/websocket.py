@@ -83,7 +83,6 @@ class WebSocketConnection(Connection):
         "_backlog",
         "_busy",
         "_closing",
-        "_code",
         "_door",
         "_frames",
         "_gone",
