@@ -18,8 +18,9 @@ from tests.support.browser import PageFactory
 from tests.support.loops import both_loops
 from tests.support.ports import Certificate, accepts
 from tests.support.redis_server import RedisServer
-from tests.support.server import LiveServer, ServerProcess
+from tests.support.server import LiveServer, ServerProcess, is_closing
 from tests.support.wsclient import NativeClient, NativeClosed, NativeError, matches
+from tests.transports.helpers import until
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +49,24 @@ async def test_live_server_with_tls(
     tls = certificate.client_context()
     async with NativeClient.open(server.ws("/"), tls=tls) as client:
         assert await client.request("x") == "done"
+
+
+async def test_live_server_stops_while_a_clientis_closing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.support.server.CLOSING", 0.2)
+    async with (
+        LiveServer(echo.app) as server,
+        NativeClient.open(server.ws("/"), close_timeout=0.1) as client,
+    ):
+        await client.send({"type": "flood"})
+        # Full of what nobody reads, the socket stays open after the client's close frame.
+        client.websocket.transport.pause_reading()
+        client.websocket.protocol.send_close(1000)
+        client.websocket.transport.write(b"".join(client.websocket.protocol.data_to_send()))
+        connections = server._server.server_state.connections
+        await until(lambda: any(map(is_closing, list(connections))))
+        await to_thread.run_sync(server.stop)
 
 
 async def test_live_server_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ async def _websocket(scope: Any, receive: Any, send: Any) -> None:
                     await _send(send, {"type": "heard"})
                 case "ask":
                     await _send(send, {"type": "ping"})
+                case "flood":
+                    await _send(send, *[{"type": "drop", "data": "x" * 1_000_000}] * 30)
                 case "fail":
                     error = {"type": "error", "code": "no", "error": "No", "retry": False}
                     await _send(send, error | {"id": message["id"]})
