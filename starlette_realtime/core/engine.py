@@ -305,14 +305,18 @@ class Engine:
             token = _resend.set(_Resend(_own_id(session, command), command.message_id))
         try:
             await self._take_turn()
+            connection = session.connection
             try:
-                with anyio.move_on_after(self.options.handler_timeout):
+                with anyio.move_on_after(self.options.handler_timeout) as connection.handling:
                     result = await handler(call)
                     self._ack(session, command, result)
                     return
             finally:
+                connection.handling = None
                 self.runtime.handlers.release()
-            logger.warning("the handler of %r was cancelled: too slow", command.type)
+            logger.warning(
+                "the handler of %r was cancelled: too slow, or its client gone", command.type
+            )
             raise TimedOut
         finally:
             if token is not None:

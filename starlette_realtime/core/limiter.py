@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -120,6 +121,7 @@ def client_ip(
     return str(address)
 
 
+@lru_cache(1024)
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
     """Return an address as proxies and sockets write it: with a port, in brackets, or IPv4 dressed
     as IPv6 (RFC 4291, section 2.5.5.2)."""

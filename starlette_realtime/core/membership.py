@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +62,7 @@ class Membership:
         self.presence = engine.presence
         self.namespace = engine.namespace
         # What is under way of a session in a room.
-        self._moving: dict[tuple[Session, str], anyio.Event] = {}
+        self._moving: dict[tuple[Session, str], anyio.Event | None] = {}
 
     async def join(
         self,
@@ -80,9 +79,13 @@ class Membership:
             UnknownRoom, AccessDenied, LimitExceeded, BrokerUnavailable: it is no member.
         """
         member = session.memberships.get(name) or await self._candidate(session, name)
-        async with self._alone(session, name):
+        key = (session, name)
+        await self._begin_moving(key)
+        try:
             existing = session.memberships.get(name)
             arrived = await self._bring_in(existing or member, since, id, reply, existing is None)
+        finally:
+            self._end_moving(key)
         if arrived:
             await self._hooks(member, member.room_type.joiners)
             if self.namespace.observed("room-joined"):
@@ -90,18 +93,20 @@ class Membership:
                     Happening(name="room-joined", session=session, member=member, room=name)
                 )
 
-    @asynccontextmanager
-    async def _alone(self, session: Session, name: str) -> AsyncIterator[None]:
+    async def _begin_moving(self, key: tuple[Session, str]) -> None:
         """One coming or going of a session in a room at a time, whoever asks for it: the client's
         commands are in order, but the app may let it join or leave at any moment."""
-        key = (session, name)
-        while (other := self._moving.get(key)) is not None:
-            await other.wait()
-        done = self._moving[key] = anyio.Event()
-        try:
-            yield
-        finally:
-            del self._moving[key]
+        while key in self._moving:
+            done = self._moving[key]
+            if done is None:
+                # Made by the first one who waits: mostly nobody does.
+                done = self._moving[key] = anyio.Event()
+            await done.wait()
+        self._moving[key] = None
+
+    def _end_moving(self, key: tuple[Session, str]) -> None:
+        done = self._moving.pop(key)
+        if done is not None:
             done.set()
 
     async def _candidate(self, session: Session, name: str) -> Member:
@@ -405,7 +410,9 @@ class Membership:
         Raises:
             NotInRoom: it is not in it.
         """
-        async with self._alone(session, name):
+        key = (session, name)
+        await self._begin_moving(key)
+        try:
             member = session.memberships.pop(name, None)
             if member is None:
                 raise NotInRoom
@@ -413,6 +420,8 @@ class Membership:
             self.hub.flush()
             with anyio.CancelScope(shield=True):
                 await self._go(member)
+        finally:
+            self._end_moving(key)
         with anyio.CancelScope(shield=True):
             await self.tell_left(member)
 

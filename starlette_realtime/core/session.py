@@ -39,6 +39,7 @@ class Connection(ABC):
         "active",
         "bucket",
         "gone",
+        "handling",
         "heard",
         "holds",
         "id",
@@ -69,6 +70,8 @@ class Connection(ABC):
         self.pinged = 0.0
         self.active = now
         self.gone = False
+        # What the app's handler that is at work runs in.
+        self.handling: anyio.CancelScope | None = None
 
     @abstractmethod
     def close(self, code: int, reason: str = "") -> None:

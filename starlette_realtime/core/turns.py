@@ -26,6 +26,16 @@ def soon() -> Soon:
         return trio.lowlevel.current_trio_token().run_sync_soon
 
 
+def current_task() -> object:
+    """Return the running task: the same object as long as it lives."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        import trio
+
+        return trio.lowlevel.current_task()
+
+
 class Bell(Protocol):
     """Wakes one task, any number of times. Rung while nobody waits, it wakes the next one to."""
 

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
-from urllib.parse import parse_qs
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -24,7 +23,7 @@ from ..core.lobby import Introduction
 from ..core.outbox import Chunk, Outbox
 from ..core.runtime import Runtime
 from ..core.session import Connection
-from ..core.turns import bell
+from ..core.turns import bell, current_task
 from ..errors import (
     AuthenticationRequired,
     BrokerUnavailable,
@@ -113,8 +112,9 @@ class WebSocketConnection(Connection):
         self._closing: tuple[int, str] | None = None
         self._gone: int | None = None
         self._backlog: deque[Command | native.Refused] | None = None
-        self._task = 0
-        self._scope = anyio.CancelScope()
+        self._task: object = None
+        # Ends what reads, where closing the socket does not.
+        self._scope: anyio.CancelScope | None = None
         self._pump: _Pump | None = None
         self._frames = 0
         self._writer = writer
@@ -130,6 +130,7 @@ class WebSocketConnection(Connection):
             )
             self._writer.attach(outbox)
         else:
+            self._scope = anyio.CancelScope()
             self._pump = _Pump(send)
             outbox = Outbox(
                 wires.TEXT[several],
@@ -147,7 +148,7 @@ class WebSocketConnection(Connection):
 
     @property
     def waits_here(self) -> bool:
-        return self._busy and anyio.get_current_task().id == self._task
+        return self._busy and current_task() is self._task
 
     def _overflow(self) -> None:
         self.close(CloseCode.SLOW, "too slow")
@@ -202,21 +203,26 @@ class WebSocketConnection(Connection):
         if self._gone is None:
             if self._writer is not None:
                 self._writer.abort()
-            self._scope.cancel()
+            if self._scope is not None:
+                self._scope.cancel()
+            elif self.handling is not None:
+                self.handling.cancel()
 
     # Reading
 
     async def run(self) -> None:
         """Serve the client until it goes."""
-        self._task = anyio.get_current_task().id
+        self._task = current_task()
         runtime = self._door.runtime
         if self._pump is not None:
             runtime.tasks.start_soon(self._pump.run, self.outbox)
         runtime.connected(self)
         try:
-            with self._scope:
-                if await self._introduce():
-                    await self._read()
+            if self._scope is None:
+                await self._serve()
+            else:
+                with self._scope:
+                    await self._serve()
         finally:
             code = self._ended()
             if self._writer is not None:
@@ -224,6 +230,10 @@ class WebSocketConnection(Connection):
             for session in list(self.sessions.values()):
                 await session.engine.lobby.disconnect(session, code)
             await runtime.disconnected(self)
+
+    async def _serve(self) -> None:
+        if await self._introduce():
+            await self._read()
 
     def _ended(self) -> int:
         """The code the connection ended with, after which nothing is written."""
@@ -248,13 +258,9 @@ class WebSocketConnection(Connection):
                     raise AuthenticationRequired
                 user = await engine.lobby.authenticate(find_credentials(self.scope))
             except AuthenticationRequired:
-                command = None
-                with anyio.move_on_after(door.runtime.options.auth_timeout):
-                    command = await self._first()
+                command = await self._first(engine)
                 if command is None:
-                    if self._gone is not None or self._closing is not None:
-                        return False
-                    raise
+                    return False
                 id = command.id
                 await self._open(engine, command)
             else:
@@ -295,13 +301,21 @@ class WebSocketConnection(Connection):
         finally:
             self._busy = busy
 
-    async def _first(self) -> Command | None:
-        """Return the client's first message; None if it went away."""
-        message = await self._receive()
+    async def _first(self, engine: Engine) -> Command | None:
+        """Return the client's first message; None if it went away, or is sent away: for taking too
+        long, or for a message that is none."""
+        runtime = self._door.runtime
+        late = runtime.timers.call_later(
+            runtime.options.auth_timeout, lambda: self._refuse(engine, AuthenticationRequired())
+        )
+        try:
+            message = await self._receive()
+        finally:
+            late.cancel()
         if message["type"] == "websocket.disconnect":
             self._gone = message.get("code") or 1005
             return None
-        decoded = self._decode(message)
+        decoded = self._decode(message) if self._closing is None else []
         if not decoded:
             await self._drain()
             return None
@@ -315,11 +329,14 @@ class WebSocketConnection(Connection):
         return first
 
     async def _turn_away(self, engine: Engine, error: ClientError, id: int | str | None) -> None:
+        self._refuse(engine, error, id)
+        await self._drain()
+
+    def _refuse(self, engine: Engine, error: ClientError, id: int | str | None = None) -> None:
         message = self.outbox.wire.error(engine.ns, error, id)
         for chunk in self.outbox.wire.frames([message]):
             self.outbox.push(chunk)
         self.close(_close_code(error), error.error)
-        await self._drain()
 
     async def _drain(self) -> None:
         """Read without listening until the client has gone."""
@@ -507,8 +524,7 @@ class WebSocketDoor:
 
     def must_wait(self, scope: Mapping[str, Any]) -> bool:
         """Whether the client says that it speaks first."""
-        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        return query.get("hello") == ["1"]
+        return b"hello=1" in scope.get("query_string", b"").split(b"&")
 
 
 async def _deny(scope: Scope, receive: Receive, send: Send, status: int, body: bytes) -> None:

@@ -7,13 +7,20 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import anyio
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from starlette_realtime import Happening, Realtime, RealtimeMiddleware
-from starlette_realtime.servers.uvicorn import SansIOWriter
+from starlette_realtime import Happening, Member, Realtime, RealtimeMiddleware
+from starlette_realtime.servers.uvicorn import (
+    EXTENSION,
+    READ_AHEAD,
+    RealtimeProtocol,
+    SansIOWriter,
+    _Arrivals,
+)
 from tests.support.ports import Certificate
 from tests.support.server import FAST, LiveServer
 from tests.support.wsclient import NativeClient
@@ -205,3 +212,66 @@ async def test_an_outbox_learns_what_was_told_before_it_was_there() -> None:
     writer.closing()
     writer.attach(ended)
     assert ended.told == ["close"]
+
+
+async def test_what_arrives_is_taken_in_its_order_by_one_who_may_give_up() -> None:
+    arrivals = _Arrivals(asyncio.get_running_loop())
+    waiting = asyncio.create_task(arrivals.get())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    for number in range(3):
+        arrivals.put_nowait({"text": "x" * number})
+    assert [len((await arrivals.get())["text"]) for _ in range(2)] == [0, 1]
+    waiting = asyncio.create_task(arrivals.get())
+    assert (await waiting)["text"] == "xx"
+    assert arrivals.empty()
+    assert not arrivals.size
+    waiting = asyncio.create_task(arrivals.get())
+    await asyncio.sleep(0)
+    arrivals.put_nowait({"bytes": b"later"})
+    assert (await waiting)["bytes"] == b"later"
+
+
+async def test_a_server_reads_only_so_far_ahead_of_a_busy_handler(serve: Serve) -> None:
+    realtime = make_realtime()
+    room = realtime.room("{name}")
+    go_on = anyio.Event()
+    taken = 0
+    protocols: list[RealtimeProtocol] = []
+
+    @room.on("slow")
+    async def slow(data: str, member: Member) -> None:
+        nonlocal taken
+        taken += 1
+        protocols.append(member.session.connection.scope["extensions"][EXTENSION]._protocol)
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+
+    server = serve(make_app(realtime), ws=FAST)
+    async with NativeClient.open(server.ws(PATH)) as client:
+        await client.request("join", "r")
+        message = {"type": "slow", "room": "r", "data": "x" * 20_000}
+        sending = asyncio.create_task(client.send(*[message] * 1000))
+        await until(lambda: bool(protocols) and protocols[0].read_paused)
+        # One read of the socket is at most 256 KB.
+        assert protocols[0].queue.size < READ_AHEAD + 300_000
+        go_on.set()
+        await sending
+        await client.settle(timeout=30)
+        assert taken == 1000
+
+
+async def test_there_is_one_heartbeat(serve: Serve) -> None:
+    # uvicorn's own goes on for the app's other WebSockets.
+    realtime, _ = watched()
+    protocols: list[RealtimeProtocol] = []
+
+    @realtime.on("connection")
+    def connected(happening: Happening) -> None:
+        scope = happening.session.connection.scope
+        protocols.append(scope["extensions"][EXTENSION]._protocol)
+
+    async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
+        await client.settle()
+        assert protocols[0].ping_timer is None
