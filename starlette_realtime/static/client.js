@@ -1010,6 +1010,7 @@ class Core {
     // Rooms and waiting messages go first: a handler told of the connection may send at once.
     for (const ns of this.namespaces.values()) void ns[START]();
     this.lifecycle[EMIT]("state", "connected", previous);
+    if (this.#attempt !== attempt) return; // a handler decided otherwise
     if (this.#welcomedBefore)
       this.lifecycle[EMIT]("resumed", { sessionId, resumed: message.resumed === true });
     this.#welcomedBefore = true;
@@ -1053,9 +1054,10 @@ class Core {
     this.closeReason = closeReason;
     const timer = timers.setTimeout(() => this.#begin(), delay);
     this.#pause = { timer, patient: drain };
+    const asBefore = () => this.#pause?.timer === timer; // no handler decided otherwise
     if (this.#welcomedBefore) this.#setState("reconnecting");
-    this.lifecycle[EMIT]("close", closeReason);
-    if (this.#pause?.timer !== timer) return; // a handler decided otherwise
+    if (asBefore()) this.lifecycle[EMIT]("close", closeReason);
+    if (!asBefore()) return;
     this.lifecycle[EMIT]("reconnecting", { attempt: this.#tries + 1, delay, closeReason });
   }
 
@@ -1094,10 +1096,11 @@ class Core {
     globalThis.document?.removeEventListener("visibilitychange", this.#wake);
     const previous = this.state;
     this.state = "closed";
-    for (const ns of this.namespaces.values()) ns[END](error);
+    // What waited ends before any handler runs: one of them may connect again.
     this.#outbox.end(error);
     for (const done of this.#waiters.splice(0)) done(error);
-    this.lifecycle[EMIT]("state", "closed", previous);
+    for (const ns of this.namespaces.values()) ns[END](error);
+    if (this.state === "closed") this.lifecycle[EMIT]("state", "closed", previous);
     this.lifecycle[EMIT]("close", closeReason);
   }
 
@@ -1522,7 +1525,8 @@ class Inbox {
   /** @param {{ message: Message, visit: Visit, more: boolean | undefined }} item */
   #done({ message, visit, more }) {
     this.#handled.add(message.id);
-    if (this.#handled.size > MAX_LETTERS) this.#handled.delete([...this.#handled.keys()][0] ?? "");
+    const [oldest = ""] = this.#handled;
+    if (this.#handled.size > MAX_LETTERS) this.#handled.delete(oldest);
     if (visit.failed) return;
     visit.newest = Math.max(visit.newest, message.offset);
     visit.paging = more ?? visit.paging;
@@ -1546,7 +1550,10 @@ class Inbox {
       } catch (/** @type {any} */ error) {
         if (!error.retry) break; // the next message, or the next connection, tries again
         const delay = this.#backoff.next();
-        await new Promise((go) => this.#core.options.timers.setTimeout(() => go(null), delay));
+        // Nobody goes on after the end of the connection, which clears the timer.
+        await new Promise((go) => {
+          this.#timer = this.#core.options.timers.setTimeout(() => go(null), delay);
+        });
       }
     }
     visit.asking = false;

@@ -224,7 +224,11 @@ test("an acknowledgement that was refused for now is tried again", async () => {
   assert.deepEqual(await acknowledged(w.socket), []);
   await w.timers.advance(1_000);
   assert.deepEqual(await acknowledged(w.socket), [1]);
+  await w.socket.receive(live(2));
+  const [again] = ofType(w.socket, "ack-messages");
+  await w.socket.receive({ type: "error", id: again.id, code: "unavailable", error: "busy", retry: true });
   client.close();
+  assert.equal(w.timers.count, 0); // a timer would keep Node alive
 });
 
 test("what is no message is passed over", async () => {

@@ -309,3 +309,46 @@ test("close() while waiting for the next try ends the waiting", async () => {
   assert.equal(w.sockets.length, 1);
   assert.equal(client.state, "closed");
 });
+
+test("handlers that close the client, or connect it again, are the last word", async () => {
+  const w = world();
+  const client = await w.connected();
+  const told = [];
+  for (const type of ["close", "reconnecting", "resumed"]) {
+    client.lifecycle.on(type, ({ code, willReconnect }) => told.push([type, code, willReconnect]));
+  }
+  let close = "reconnecting";
+  client.lifecycle.on("state", (state) => state === close && client.close());
+  await w.socket.drop();
+  assert.deepEqual(told.splice(0), [["close", 1000, false]]);
+  assert.equal(w.timers.count, 0);
+
+  close = "";
+  const again = client.connect();
+  await settle();
+  await w.socket.welcome();
+  await again;
+  await w.socket.drop();
+  told.length = 0;
+  close = "connected";
+  const waiting = failure(client.connect());
+  await w.comeBack();
+  assert.equal((await waiting).code, "closed");
+  assert.deepEqual(told.splice(0), [["close", 1000, false]]);
+
+  close = "";
+  const third = client.connect();
+  await settle();
+  await w.socket.welcome();
+  await third;
+  const room = await w.joined(client);
+  let back;
+  const states = [];
+  client.lifecycle.on("state", (state) => states.push(state));
+  room.lifecycle.on("left", () => (back = client.connect()));
+  await w.socket.drop(4403);
+  await w.socket.welcome();
+  await back;
+  assert.deepEqual(states, ["connecting", "connected"]);
+  client.close();
+});
