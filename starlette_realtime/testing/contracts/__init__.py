@@ -10,7 +10,7 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{suite}"
-        for suite in ("broker", "inbox", "limits", "presence", "recorder", "sessions")
+        for suite in ("broker", "inbox", "limits", "presence", "recorder", "sessions", "tickets")
     )
 )
 
@@ -20,6 +20,7 @@ from .limits import LimitStoreContract  # noqa: E402
 from .presence import PresenceContract  # noqa: E402
 from .recorder import FakeClock, Recorder, Running, RunningPresence, StoreContract  # noqa: E402
 from .sessions import SessionStoreContract  # noqa: E402
+from .tickets import TicketStoreContract  # noqa: E402
 
 __all__ = [
     "BrokerContract",
@@ -33,4 +34,5 @@ __all__ = [
     "RunningPresence",
     "SessionStoreContract",
     "StoreContract",
+    "TicketStoreContract",
 ]
