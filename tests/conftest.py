@@ -22,7 +22,7 @@ pytest.register_assert_rewrite("tests.support")
 from tests.support import ci  # noqa: E402
 from tests.support.browser import Chromium, PageFactory, chromium_binary, connected  # noqa: E402
 from tests.support.ports import Certificate  # noqa: E402
-from tests.support.redis_server import RedisServer, redis_binary  # noqa: E402
+from tests.support.redis_server import RedisServer, documented_rights, redis_binary  # noqa: E402
 from tests.support.server import App, LiveServer, ServerProcess  # noqa: E402
 
 # Machines differ in speed, and a slow one is no bug; in CI the same examples are tried each time.
@@ -120,6 +120,20 @@ def redis_url(redis_server: RedisServer) -> str:
     """The URL of the session's Redis, emptied before each test."""
     redis_server.flush()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def restricted(redis_server: RedisServer) -> str:
+    """The session's Redis for a user who may do what docs/deployment.md says, and no more."""
+    redis_server.command_line("ACL", "SETUSER", "realtime", "reset", *documented_rights())
+    return f"redis://realtime:password@127.0.0.1:{redis_server.port}/0"
+
+
+@pytest.fixture
+def restricted_url(redis_url: str, restricted: str) -> str:
+    """`redis_url` with the rights that docs/deployment.md gives: whatever the stores do has to get
+    by with these."""
+    return restricted
 
 
 @pytest.fixture

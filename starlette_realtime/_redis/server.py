@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -538,8 +539,14 @@ def _raise_if_hopeless(url: RedisURL, error: BaseException) -> None:
         raise ConfigurationError(f"{url}: the user may not: {text}") from None
     if isinstance(error, ResponseError) and not text.startswith(_PASSING):
         raise ConfigurationError(f"{url}: {text}") from None
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        raise ConfigurationError(f"{url} shows a certificate that does not hold: {text}") from None
+    # Some versions of redis-py do not say in their own text what was wrong.
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        raise ConfigurationError(
+            f"{url} shows a certificate that does not hold: {describe(cause)}"
+        ) from None
 
 
 def describe(error: BaseException) -> str:

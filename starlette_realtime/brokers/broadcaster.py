@@ -124,7 +124,7 @@ class BroadcasterBroker(Broker):
     A draft with `expects` is always a conflict, for nothing is kept to compare it with.
 
     Every process gets all that is published, to whatever room: this is for a handful of them.
-    A Kafka topic must have a single partition, or there is no order.
+    A Kafka topic must have a single partition, or there is no order: one with more is refused.
 
     Args:
         source: a URL (`postgres://…`, `kafka://…`; `?topic=` for `topic`); or a `Broadcast` that
@@ -258,6 +258,9 @@ class BroadcasterBroker(Broker):
                 self._error = _describe(error)
                 self._lose(_Lost(f"{self.name}: {self._error}"))
                 if not first.done():
+                    if isinstance(error, ConfigurationError):
+                        first.set_exception(error)
+                        return
                     hopeless = _hopeless(error)
                     if hopeless or time.monotonic() > end:
                         what = "refuses" if hopeless else "cannot be reached"
@@ -282,6 +285,7 @@ class BroadcasterBroker(Broker):
             await self._in_time(broadcast.connect(), "connecting")
             subscription = broadcast.subscribe(self.topic)
             subscriber = await self._in_time(subscription.__aenter__(), "subscribing")
+            self._check_order(broadcast)
             tasks = [
                 asyncio.create_task(work, name=f"{name} {self.name}")
                 for name, work in (
@@ -304,13 +308,34 @@ class BroadcasterBroker(Broker):
         finally:
             await self._let_go(broadcast)
 
+    def _check_order(self, broadcast: Broadcast) -> None:
+        """See that what is published comes in one order.
+
+        Raises:
+            ConfigurationError: a Kafka topic has several partitions, each with an order of its own.
+        """
+        consumer = getattr(getattr(broadcast, "_backend", None), "_consumer", None)
+        partitions = getattr(consumer, "partitions_for_topic", lambda topic: None)(self.topic)
+        if partitions is not None and len(partitions) > 1:
+            raise ConfigurationError(
+                f"{self.name}: the topic {self.topic} has {len(partitions)} partitions, between "
+                "which there is no order: make one with a single partition, and name it by ?topic="
+            )
+
     async def _let_go(self, broadcast: Broadcast) -> None:
+        backend = getattr(broadcast, "_backend", None)
         with anyio.CancelScope(shield=True):
-            if not await self._quietly(broadcast.disconnect()):
-                # `Broadcast.disconnect` stops half-way when its own listener has died.
-                backend = getattr(broadcast, "_backend", None)
-                if backend is not None:
-                    await self._quietly(backend.disconnect())
+            # Kafka's producer would wait for what it cannot send any more.
+            unsent = getattr(getattr(backend, "_producer", None), "_message_accumulator", None)
+            if unsent is not None:
+                unsent.fail_all(_Lost(f"{self.name}: the connection is given up"))
+            if not await self._quietly(broadcast.disconnect()) and backend is not None:
+                # `Broadcast.disconnect` stops half-way when its own listener has died, and Kafka's
+                # backend when its producer would not end.
+                await self._quietly(backend.disconnect())
+                consumer = getattr(backend, "_consumer", None)
+                if consumer is not None:
+                    await self._quietly(consumer.stop())
 
     async def _quietly(self, ending: Coroutine[Any, Any, Any]) -> bool:
         """Await `ending` of something that is given up; return whether it went well."""
@@ -619,10 +644,10 @@ def _factory(url: str) -> Callable[[], Broadcast]:
         # Drivers are imported only now.
         broadcaster.Broadcast(url)
     except (metadata.PackageNotFoundError, ImportError):
-        needed = (
-            "aiokafka broadcaster" if scheme == "kafka" else "'starlette-realtime[broadcaster]'"
-        )
-        raise ConfigurationError(f"{scheme}:// needs more packages: pip install {needed}") from None
+        extra = "kafka" if scheme == "kafka" else "broadcaster"
+        raise ConfigurationError(
+            f"{scheme}:// needs more packages: pip install 'starlette-realtime[{extra}]'"
+        ) from None
     return lambda: broadcaster.Broadcast(url)
 
 

@@ -448,7 +448,7 @@ def test_a_wrong_url_is_said_without_its_password(url: str) -> None:
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiokafka", None)
     monkeypatch.delitem(sys.modules, "broadcaster._backends.kafka", raising=False)
-    with pytest.raises(ConfigurationError, match="pip install aiokafka"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'starlette-realtime\[kafka\]'"):
         BroadcasterBroker("kafka://localhost")
 
 

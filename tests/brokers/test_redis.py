@@ -37,8 +37,8 @@ async def two_brokers(
 
 class TestContract(HistoryBrokerContract):
     @pytest.fixture(autouse=True)
-    def server(self, redis_url: str) -> None:
-        self.url = redis_url
+    def server(self, restricted_url: str) -> None:
+        self.url = restricted_url
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[Running[RedisBroker], Running[RedisBroker]]]:

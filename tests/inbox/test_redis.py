@@ -45,8 +45,8 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 class TestContract(InboxContract):
     @pytest.fixture(autouse=True)
-    def server(self, redis_url: str) -> None:
-        self.url = redis_url
+    def server(self, restricted_url: str) -> None:
+        self.url = restricted_url
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[InboxStore, InboxStore]]:

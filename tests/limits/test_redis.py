@@ -19,8 +19,8 @@ class TestContract(LimitStoreContract):
     unit = 0.5
 
     @pytest.fixture(autouse=True)
-    def server(self, redis_url: str) -> None:
-        self.url = redis_url
+    def server(self, restricted_url: str) -> None:
+        self.url = restricted_url
 
     @asynccontextmanager
     async def stores(self) -> AsyncIterator[tuple[LimitStore, LimitStore]]:

@@ -39,8 +39,8 @@ class TestContract(PresenceContract):
     unit = 0.5
 
     @pytest.fixture(autouse=True)
-    def server(self, redis_url: str) -> None:
-        self.url = redis_url
+    def server(self, restricted_url: str) -> None:
+        self.url = restricted_url
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[RunningPresence, RunningPresence]]:

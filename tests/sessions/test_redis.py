@@ -14,8 +14,8 @@ from starlette_realtime.testing.contracts.sessions import SessionStoreContract
 
 class TestContract(SessionStoreContract):
     @pytest.fixture(autouse=True)
-    def server(self, redis_url: str) -> None:
-        self.url = redis_url
+    def server(self, restricted_url: str) -> None:
+        self.url = restricted_url
 
     @asynccontextmanager
     async def stores(self) -> AsyncIterator[tuple[SessionStore, SessionStore]]:

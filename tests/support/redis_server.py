@@ -9,6 +9,7 @@ with RedisServer(tmp_path) as redis:
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import signal
 import socket
@@ -18,12 +19,22 @@ from pathlib import Path
 from tests.support.ports import free_port
 from tests.support.processes import Process
 
+ROOT = Path(__file__).parents[2]
+
 CLUSTER_BUS = 10_000
 """A cluster node's second port is this far above its first."""
 
 
 def redis_binary() -> str | None:
     return shutil.which("redis-server")
+
+
+def documented_rights() -> list[str]:
+    """What docs/deployment.md says after `ACL SETUSER realtime`: the user's password is `password`,
+    the prefix `rt`."""
+    found = re.search(r"ACL SETUSER realtime (.*)", (ROOT / "docs/deployment.md").read_text())
+    assert found is not None
+    return found[1].split()
 
 
 class RedisServer(Process):

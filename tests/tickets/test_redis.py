@@ -16,8 +16,8 @@ pytestmark = pytest.mark.anyio
 
 class TestContract(TicketStoreContract):
     @pytest.fixture(autouse=True)
-    def server(self, redis_url: str) -> None:
-        self.url = redis_url
+    def server(self, restricted_url: str) -> None:
+        self.url = restricted_url
 
     @asynccontextmanager
     async def store(self) -> AsyncIterator[TicketStore]:
