@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from broadcaster import Broadcast
 from broadcaster._backends.kafka import KafkaBackend
 
@@ -91,7 +91,7 @@ async def test_by_url(kafka: KafkaServer, caplog: pytest.LogCaptureFixture) -> N
 async def test_a_topic_without_order_is_refused(kafka: KafkaServer) -> None:
     kafka.topic("scattered", partitions=4)
     broker = BroadcasterBroker(f"{kafka.url}?topic=scattered", **QUICK)
-    with pytest.raises(ConfigurationError, match="scattered has 4 partitions.*a single") as caught:
+    with pytest.raises(ConfigurationError, match=r"scattered has 4 partitions.*a single") as caught:
         async with broker.run(Recorder()):
             pass
     assert "\n" not in str(caught.value)
