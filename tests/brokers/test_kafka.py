@@ -1,4 +1,4 @@
-"""The broker over the broadcaster package on Kafka's protocol: see tests/support/kafka_server.py."""
+"""The broker over broadcaster on Kafka's protocol: see tests/support/kafka_server.py."""
 
 from __future__ import annotations
 
