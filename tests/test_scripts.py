@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+
+from tests.support.ports import free_port
+from tests.support.processes import Process
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").iterdir()), ROOT / ".ci" / "run"]
@@ -41,6 +45,21 @@ def test_demo_refuses_workers_that_could_not_hear_each_other() -> None:
     )
     assert run.returncode == 1
     assert "only through Redis" in run.stderr
+
+
+def test_demo_serves_the_chat(tmp_path: Path) -> None:
+    port = free_port()
+    env = {"PORT": str(port), "REALTIME_BACKEND": "", "WORKERS": ""}
+    demo = Process([str(ROOT / "scripts" / "demo")], output=tmp_path / "log", env=env, cwd=ROOT)
+    with demo:
+        demo.wait_until(lambda: "startup complete" in demo.output, "serving", seconds=60)
+        assert f"http://127.0.0.1:{port}/" in demo.output
+        page = httpx.get(f"http://127.0.0.1:{port}/")
+        assert page.status_code == 200 and "text/html" in page.headers["content-type"]
+        assert httpx.get(f"http://127.0.0.1:{port}/realtime/client.js").status_code == 200
+        # The script has become the server: what it is told, the server is told.
+        assert demo.terminate() in {0, -15}
+        assert "Application shutdown complete." in demo.output
 
 
 def pytest_run(folder: Path, body: str, **env: str) -> subprocess.CompletedProcess[str]:

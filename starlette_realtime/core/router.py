@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from starlette.convertors import IntegerConvertor, UUIDConvertor
 from starlette.routing import compile_path
 
 from ..errors import ConfigurationError, UnknownRoom
 from ..events import Publication, Retention
+from .channels import RESERVED
 from .handlers import Call, Function, Handler, caller_locals
 from .room import Room
 from .session import Member
@@ -21,28 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 Slow = Literal["disconnect", "drop", "conflate"]
 Recent = Callable[[Sequence[Publication]], list[Any]]
 Missed = Callable[[Sequence[Publication]], Sequence[Publication]]
-
-RESERVED = frozenset(
-    [
-        "connect",
-        "connected",
-        "join",
-        "joined",
-        "leave",
-        "left",
-        "join-room",
-        "leave-room",
-        "broadcast",
-        "ping",
-        "pong",
-        "ack",
-        "error",
-        "refresh",
-        "history",
-        "members",
-    ]
-)
-"""Event names that are the protocol's own."""
 
 
 class Feature(Protocol):
@@ -100,6 +80,11 @@ class RoomType:
         except (AssertionError, ValueError) as error:
             raise ConfigurationError(f"room pattern {pattern!r}: {error}") from None
         self.params = tuple(self._convertors)
+        self._exact = [
+            key
+            for key, convertor in self._convertors.items()
+            if isinstance(convertor, IntegerConvertor | UUIDConvertor)
+        ]
         self.handlers: dict[str, Callable[[Call], Awaitable[Any]]] = {}
         self.authorizers: list[Handler] = []
         self.joiners: list[Handler] = []
@@ -112,15 +97,23 @@ class RoomType:
             feature.install(self)
 
     def match(self, name: str) -> dict[str, Any] | None:
-        """Return the converted path parameters if `name` fits the pattern."""
+        """Return the converted path parameters if `name` fits the pattern.
+
+        A room has one name: `chat/7` is one where `chat/07`, which a handler could not tell from
+        it, would be another.
+        """
         found = self._regex.match("/" + name)
         if found is None:
             return None
         convertors: Mapping[str, Convertor[Any]] = self._convertors
+        texts = found.groupdict()
         try:
-            return {key: convertors[key].convert(text) for key, text in found.groupdict().items()}
+            params = {key: convertors[key].convert(text) for key, text in texts.items()}
         except ValueError:
             return None
+        if any(str(params[key]) != texts[key] for key in self._exact):
+            return None
+        return params
 
     def authorize(self, function: F) -> F:
         """Register who may enter: called with `member`, `room` and path parameters; anything but
