@@ -10,10 +10,12 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from anyio import get_cancelled_exc_class
 from anyio.to_thread import run_sync
 
 from ..errors import ConfigurationError
 from ..protocols import payload
+from .turns import is_cancelled
 
 Function = Callable[..., Any]
 
@@ -101,6 +103,7 @@ class Handler:
 
         Raises:
             InvalidMessage: the payload does not fit its annotation.
+            RuntimeError: it awaited something that was cancelled, though it was not itself.
         """
         arguments: dict[str, Any] = {}
         for name, source, key, hint in self._plan:
@@ -110,12 +113,18 @@ class Handler:
                 arguments[name] = call.params[key]
             else:
                 arguments[name] = payload.load(call.data, hint)
-        if self._is_async:
-            return await self._function(**arguments)
-        # Abandoned when it is cancelled: a thread cannot be stopped, and nobody must wait for it.
-        call_it = partial(self._function, **arguments)
-        result = await run_sync(call_it, abandon_on_cancel=True)
-        return await result if isinstance(result, Awaitable) else result
+        try:
+            if self._is_async:
+                return await self._function(**arguments)
+            # Abandoned when it is cancelled: a thread can't be stopped, nobody must wait for it.
+            call_it = partial(self._function, **arguments)
+            result = await run_sync(call_it, abandon_on_cancel=True)
+            return await result if isinstance(result, Awaitable) else result
+        except get_cancelled_exc_class() as error:
+            if is_cancelled():
+                raise
+            # An error of the app's like any other, which must not end the connection.
+            raise RuntimeError(f"{self.name} awaited something that was cancelled") from error
 
 
 def caller_locals(depth: int = 2) -> Mapping[str, Any]:

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+import anyio
 import msgspec
+from anyio import get_cancelled_exc_class
 
 from ..auth.base import AuthBackend
 from ..errors import ConfigurationError
@@ -19,6 +21,7 @@ from .hub import Channel
 from .online import Online
 from .router import Feature, RoomOptions, RoomType, Router, Slow, _check_event_name
 from .session import Member, Session
+from .turns import is_cancelled
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -221,11 +224,15 @@ class Namespace:
         return name in self._observers
 
     async def emit(self, happening: Happening) -> None:
-        """Tell the observers."""
+        """Tell the observers. One that takes longer than a handler may is cancelled."""
+        limit = happening.session.engine.options.handler_timeout
         for observer in self._observers.get(happening.name, ()):
             try:
-                result = observer(happening)
-                if isawaitable(result):
-                    await result
-            except Exception:
+                with anyio.fail_after(limit):
+                    result = observer(happening)
+                    if isawaitable(result):
+                        await result
+            except (Exception, get_cancelled_exc_class()) as error:
+                if not isinstance(error, Exception) and is_cancelled():
+                    raise
                 logger.exception("an observer of %r raised", happening.name)

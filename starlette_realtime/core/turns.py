@@ -36,6 +36,16 @@ def current_task() -> object:
         return trio.lowlevel.current_task()
 
 
+def is_cancelled() -> bool:
+    """Whether the present task is being cancelled, asked where a cancellation has arrived: asyncio
+    raises the same error in a task that awaits another one which somebody has cancelled."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return True
+    return task is None or task.cancelling() > 0
+
+
 class Bell(Protocol):
     """Wakes one task, any number of times. Rung while nobody waits, it wakes the next one to."""
 

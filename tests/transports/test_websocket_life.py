@@ -251,6 +251,24 @@ async def test_stopping_does_not_wait_for_a_leave_hook_that_hangs(serve: Serve) 
         await anyio.to_thread.run_sync(server.stop)
 
 
+async def test_stopping_does_not_wait_for_an_observer_that_hangs(serve: Serve) -> None:
+    """And not because uvicorn loses its patience: by itself it has no end of it."""
+    realtime = plain(shutdown_timeout=1, handler_timeout=0.3)
+    told = []
+
+    @realtime.on("disconnection")
+    async def hang(happening: Happening) -> None:
+        told.append(happening.code)
+        await anyio.sleep_forever()
+
+    server = serve(make_app(realtime), stop_timeout=9)
+    async with NativeClient.open(server.ws(PATH), token=token("ann")) as client:
+        await client.request("join", "r")
+        await anyio.to_thread.run_sync(server.stop)
+        assert (await client.closed())[0] == 1012
+    assert len(told) == 1
+
+
 async def test_a_handler_that_is_too_slow_is_cancelled(serve: Serve) -> None:
     realtime = make_realtime(handler_timeout=0.1)
     room = realtime.room("{name}")
