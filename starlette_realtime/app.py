@@ -23,9 +23,9 @@ from .core.channels import check_public
 from .core.engine import Engine
 from .core.namespace import Namespace
 from .core.options import Options
-from .core.room import Room
+from .core.room import Room, session_id
 from .core.runtime import Runtime, Stores, running
-from .core.session import Session
+from .core.session import Member, Session
 from .errors import CloseCode, ConfigurationError
 from .events import Published
 from .settings import (
@@ -196,6 +196,9 @@ class Realtime(Namespace):
             )
         return self._running
 
+    async def _engine(self, namespace: str) -> Engine:
+        return (await self._started()).engine(namespace)
+
     # Publishing from anywhere in the app
 
     def get_room(self, name: str, *, namespace: str = "/") -> Room:
@@ -203,9 +206,9 @@ class Realtime(Namespace):
 
         Raises:
             UnknownRoom: no pattern matches `name`.
-            ConfigurationError: the server is not running.
+            ConfigurationError: the server is not running, or has no such namespace.
         """
-        return self._now().engines[namespace].room(name)
+        return self._now().engine(namespace).room(name)
 
     async def publish(self, room: str, event: str, data: Any = None, **options: Any) -> Published:
         """Publish an event to a room: `Room.publish` by the room's name."""
@@ -219,22 +222,21 @@ class Realtime(Namespace):
         event: str,
         data: Any = None,
         *,
-        exclude: Session | None = None,
+        exclude: Member | Session | str | None = None,
         namespace: str = "/",
     ) -> None:
-        """Send an event to every connected client, or to all but one. Not kept."""
+        """Send an event to every connected client, or to all but the session `exclude`. Not
+        kept."""
         check_public(event)
-        engine = (await self._started()).engines[namespace]
-        await engine.tell(
-            engine.everyone_channel, event, data, exclude.id if exclude is not None else ""
-        )
+        engine = await self._engine(namespace)
+        await engine.tell(engine.everyone_channel, event, data, session_id(exclude))
 
     async def send_to_user(
         self, user_id: str, event: str, data: Any = None, *, namespace: str = "/"
     ) -> None:
         """Send an event to every connection of a user. Not kept."""
         check_public(event)
-        engine = (await self._started()).engines[namespace]
+        engine = await self._engine(namespace)
         await engine.tell(engine.user_channel(user_id), event, data)
 
     async def send_to_session(
@@ -242,7 +244,7 @@ class Realtime(Namespace):
     ) -> None:
         """Send an event to one session, on whichever process it is. Not kept."""
         check_public(event)
-        engine = (await self._started()).engines[namespace]
+        engine = await self._engine(namespace)
         await engine.tell(engine.session_channel(session_id), event, data)
 
     async def disconnect_user(
@@ -255,7 +257,7 @@ class Realtime(Namespace):
     ) -> None:
         """Close every connection of a user, on every process. With a code from 4400 to 4499 its
         clients stay away; whether the user may come back is for the auth backend to say."""
-        engine = (await self._started()).engines[namespace]
+        engine = await self._engine(namespace)
         order = {"code": code, "reason": reason}
         await engine.tell(engine.user_channel(user_id), "$disconnect", order)
 
@@ -268,7 +270,7 @@ class Realtime(Namespace):
         namespace: str = "/",
     ) -> None:
         """Close the connection of one session, on whichever process it is."""
-        engine = (await self._started()).engines[namespace]
+        engine = await self._engine(namespace)
         order = {"code": code, "reason": reason}
         await engine.tell(engine.session_channel(session_id), "$disconnect", order)
 
@@ -321,6 +323,13 @@ class _Running:
             name: Engine(namespace, runtime) for name, namespace in realtime._namespaces.items()
         }
         self.websocket = WebSocketDoor(runtime, self.engines, realtime.origins)
+
+    def engine(self, namespace: str) -> Engine:
+        engine = self.engines.get(namespace)
+        if engine is None:
+            known = ", ".join(map(repr, self.engines))
+            raise ConfigurationError(f"there is no namespace {namespace!r}; there are: {known}")
+        return engine
 
 
 def _find_writer(scope: Scope, send: Send) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Self
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from .brokers.base import Broker
-from .core.channels import everyone_channel, room_channel, user_channel
+from .core.channels import check_public, everyone_channel, room_channel, user_channel
 from .errors import ConfigurationError
 from .events import Draft, Lane, Published, Retention
 from .protocols import payload
@@ -86,8 +86,10 @@ class Publisher:
 
         Raises:
             TypeError: no payload can hold `data`.
+            ValueError: `event` is a name of the protocol's own.
             BrokerUnavailable: the backend did not answer. With an `id` the call may be repeated.
         """
+        check_public(event)
         draft = Draft(
             event=event,
             data=payload.dump(data),
@@ -107,7 +109,7 @@ class Publisher:
         """Send an event to every connection of a user. Not kept.
 
         Raises:
-            TypeError, BrokerUnavailable: see `publish`.
+            TypeError, ValueError, BrokerUnavailable: see `publish`.
         """
         await self._tell(user_channel(namespace, user_id), event, data)
 
@@ -115,11 +117,12 @@ class Publisher:
         """Send an event to every connected client. Not kept.
 
         Raises:
-            TypeError, BrokerUnavailable: see `publish`.
+            TypeError, ValueError, BrokerUnavailable: see `publish`.
         """
         await self._tell(everyone_channel(namespace), event, data)
 
     async def _tell(self, channel: str, event: str, data: Any) -> None:
+        check_public(event)
         draft = Draft(event=event, data=payload.dump(data), lane=Lane.NONE)
         broker: Broker = self._broker
         await broker.publish(channel, draft, _NOTHING_KEPT)

@@ -52,6 +52,7 @@ from .room import Room
 from .router import RoomType
 from .runtime import Runtime, fitting
 from .session import Member, Session
+from .turns import is_cancelled
 
 logger = logging.getLogger("starlette_realtime")
 
@@ -239,7 +240,12 @@ class Engine:
         """Run `inner` inside the layers of `middleware`."""
         for layer in reversed(middleware):
             inner = partial(layer, context, inner)
-        return await inner()
+        try:
+            return await inner()
+        except anyio.get_cancelled_exc_class() as error:
+            if is_cancelled():
+                raise
+            raise RuntimeError("a layer of middleware awaited what was cancelled") from error
 
     def refuse(
         self,
@@ -386,7 +392,8 @@ class Engine:
             # It goes on as it stands: bytes that are none, or half a surrogate pair, would break
             # those who read it, and everyone who finds it in the history.
             payload.load(data)
-        id = _own_id(session, command) if command.message_id else ""
+        # Numbered as what a handler publishes is, which starts with 1.
+        id = f"{_own_id(session, command)}/0" if command.message_id else ""
         draft = Draft(event="broadcast", data=data, id=id)
         published = await self.publish(member.room, draft)
         if command.id is not None:
@@ -492,10 +499,11 @@ class Engine:
         if user is None or user.id != session.user_id:
             raise AccessDenied("Access denied: the token is another user's")
         # The same person in other namespaces, by the same backend, showed the same token there.
-        for other in session.connection.sessions.values():
+        for other in list(session.connection.sessions.values()):
             if other.user_id == user.id and other.engine.namespace.auth is self.namespace.auth:
                 other.user = user
                 other.engine.lobby.set_expiry(other)
+                await other.engine.rooms.leave_forbidden(other)
         expires = None if user.expires_at is None else int(user.expires_at * 1000)
         self._ack(session, command, {"success": True, "expiresAt": expires})
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
+from ..auth.base import User
 from ..errors import (
     AccessDenied,
     BrokerUnavailable,
@@ -48,6 +49,12 @@ def _is_behind(position: Position, channel: Channel) -> bool:
     """Whether the channel's other members have been given more than stands before `position`: what
     lies between is announced no more, or passes for a duplicate when it is."""
     return position.epoch == channel.epoch and position.offset < channel.offset
+
+
+def _allows(user: User | None, room: str) -> bool:
+    """Whether a client's credentials allow `room`."""
+    patterns = user.capabilities if user is not None else None
+    return patterns is None or any(fnmatchcase(room, pattern) for pattern in patterns)
 
 
 class Membership:
@@ -172,11 +179,7 @@ class Membership:
         outbox.limit = self.options.max_queued
 
     async def _authorize(self, member: Member) -> None:
-        user = member.user
-        allowed_rooms = user.capabilities if user is not None else None
-        if allowed_rooms is not None and not any(
-            fnmatchcase(member.room.name, pattern) for pattern in allowed_rooms
-        ):
+        if not _allows(member.user, member.room.name):
             raise AccessDenied
         call = member.room_type.call(member)
         for authorize in member.room_type.authorizers:
@@ -424,6 +427,12 @@ class Membership:
             self._end_moving(key)
         with anyio.CancelScope(shield=True):
             await self.tell_left(member)
+
+    async def leave_forbidden(self, session: Session) -> None:
+        """Take `session` out of the rooms that its credentials no longer allow."""
+        for name in list(session.memberships):
+            if not _allows(session.user, name) and name in session.memberships:
+                await session.leave(name, AccessDenied.sentence)
 
     async def depart(self, member: Member) -> None:
         """End a membership now: hub, presence, hooks."""

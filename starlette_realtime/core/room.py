@@ -42,7 +42,7 @@ class Room:
         data: Any = None,
         *,
         id: str | None = None,
-        exclude: Member | Session | None = None,
+        exclude: Member | Session | str | None = None,
         keep: bool = True,
         aside: bool = False,
         volatile: bool = False,
@@ -56,7 +56,8 @@ class Room:
             id: makes a second call harmless: it publishes nothing and returns the first one's
                 position. Inside a handler it is derived from the client's `messageId` if that is
                 given, so that a message that is sent again does not take effect again.
-            exclude: a member that does not get it.
+            exclude: a member that does not get it, or the id of its session, as its client may
+                send it along with an HTTP request.
             keep: False leaves no trace in the history; who is not connected misses it.
             aside: kept beside the history, as arrivals and departures are: who was not connected
                 recovers it, but it is on no page of the history and pushes nothing out of it.
@@ -68,6 +69,7 @@ class Room:
 
         Raises:
             BrokerUnavailable: the backend did not answer.
+            ValueError: `event` is one of the protocol's own.
         """
         check_public(event)
         expects = b""
@@ -80,7 +82,7 @@ class Room:
             data=payload.dump(data),
             id=id if id is not None else self._engine.next_publication_id(),
             lane=lane if keep and not volatile else Lane.NONE,
-            exclude=_session_id(exclude),
+            exclude=session_id(exclude),
             volatile=volatile,
             key=key,
             amends=amends,
@@ -95,7 +97,7 @@ class Room:
         data: Any = None,
         *,
         timeout: float | None = None,
-        exclude: Member | Session | None = None,
+        exclude: Member | Session | str | None = None,
     ) -> Gathered:
         """Send an event that wants an answer to every member, on every process, and return what
         they answer within `timeout` seconds (default: the option `ack_timeout`).
@@ -106,9 +108,10 @@ class Room:
         Raises:
             BrokerUnavailable: the backend did not answer.
         """
+        check_public(event)
         seconds = self._engine.options.ack_timeout if timeout is None else timeout
         return await self._engine.gatherer.gather(
-            self, event, payload.dump(data), seconds, _session_id(exclude)
+            self, event, payload.dump(data), seconds, session_id(exclude)
         )
 
     async def history(
@@ -141,7 +144,8 @@ class Room:
         return f"<Room {self.name!r}>"
 
 
-def _session_id(who: Member | Session | None) -> str:
-    if who is None:
-        return ""
+def session_id(who: Member | Session | str | None) -> str:
+    """Return the id of a session that is meant; empty for none."""
+    if who is None or isinstance(who, str):
+        return who or ""
     return who.session.id if isinstance(who, Member) else who.id

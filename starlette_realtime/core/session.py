@@ -15,6 +15,7 @@ from ..auth.base import User
 from ..errors import AckTimeout, CloseCode, Disconnected, InvalidMessage
 from ..events import Draft
 from ..protocols import payload
+from .channels import check_public
 from .limiter import Bucket, SharedBucket
 from .options import Options
 from .outbox import Outbox
@@ -202,6 +203,7 @@ class Session:
 
     def push(self, event: str, data: Any = None, *, room: str | None = None) -> None:
         """`send`, where nothing may be awaited."""
+        check_public(event)
         message = self.outbox.wire.event(
             self.namespace, room, self.engine.ephemeral(event, payload.dump(data))
         )
@@ -263,6 +265,7 @@ class Session:
                 one that is no payload.
             Disconnected: the session ended first. A session that is resumed is asked again.
         """
+        check_public(event)
         seconds = self.engine.options.ack_timeout if timeout is None else timeout
         if self.closed:
             raise Disconnected("the session has ended")

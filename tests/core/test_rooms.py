@@ -74,6 +74,25 @@ async def test_convertors_give_their_values() -> None:
             running.engine.room("nothing")
 
 
+async def test_a_room_has_one_name() -> None:
+    """A handler sees the converted parameters, and could not tell the rooms apart."""
+    uuid = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+    def configure(namespace: Namespace) -> None:
+        namespace.room("number/{id:int}")
+        namespace.room("thing/{id:uuid}")
+
+    async with house(configure) as running:
+        ann = await running.enter("ann")
+        for room in ("number/7", "number/0", f"thing/{uuid}"):
+            assert (await ann.ask("join", room))["type"] == "joined", room
+        others = ("number/07", "number/000", f"thing/{uuid.upper()}", "thing/" + uuid[9:])
+        for room in (*others, f"thing/{uuid.replace('-', '')}"):
+            assert (await ann.ask("join", room))["code"] == "unknown_room", room
+            with pytest.raises(UnknownRoom):
+                running.engine.room(room)
+
+
 async def test_the_first_pattern_that_fits_counts() -> None:
     def configure(namespace: Namespace) -> None:
         namespace.room("a/{x:int}").authorize(lambda x: x == 1)
@@ -527,6 +546,27 @@ async def test_presence_of_several_kinds() -> None:
         assert (await ann.ask("members", "none"))["code"] == "access_denied"
 
 
+async def test_an_observer_that_hangs_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+
+    def configure(namespace: Namespace) -> None:
+        namespace.room("{name}")
+
+        @namespace.on("message")
+        async def hang(happening: Happening) -> None:
+            await anyio.sleep_forever()
+
+        @namespace.on("message")
+        def next_one(happening: Happening) -> None:
+            told.append(happening.name)
+
+    async with house(configure, handler_timeout=0.05) as running:
+        ann = await running.enter("ann")
+        assert (await ann.ask("join", "r"))["type"] == "joined"
+        assert told == ["message"]
+        assert "an observer of 'message' raised" in caplog.text
+
+
 # Publishing
 
 
@@ -552,12 +592,15 @@ async def test_publishing_and_leaving_someone_out() -> None:
         await until(lambda: len(members) == 2)
         assert (await ann.ask("broadcast", "r", 1))["code"] == "access_denied"
         await ann.ask("say", "r", {"n": 1})
+        # By its id, as an HTTP endpoint knows it.
+        await running.publish("r", "said", {"n": 2}, exclude=ann.session.id)
+        await running.settle()
         assert ann.of("said") == []
-        assert [m["data"] for m in bob.of("said")] == [{"n": 1}]
+        assert [m["data"] for m in bob.of("said")] == [{"n": 1}, {"n": 2}]
         assert nobody.received == []
         # What one was left out of is not replayed either.
         end = (await ann.ask("history", "r"))["data"]["position"]
-        since = Position(end["epoch"], end["offset"] - 1)
+        since = Position(end["epoch"], end["offset"] - 2)
         assert (await ann.ask("join", "r", since=since))["recovered"] is True
         assert ann.of("said") == []
         # To one member alone; kept nowhere.
@@ -572,7 +615,7 @@ async def test_publishing_and_leaving_someone_out() -> None:
         assert all("offset" not in m for m in ann.of("blink", "flash"))
         assert len(bob.of("blink", "flash")) == 2
         page = (await ann.ask("history", "r"))["data"]["messages"]
-        assert [item["type"] for item in page] == ["said"]
+        assert [item["type"] for item in page] == ["said", "said"]
 
 
 async def test_a_message_to_a_user_a_session_and_all() -> None:
@@ -744,6 +787,24 @@ async def test_the_message_ids_of_two_users_never_meet() -> None:
             await ann.send(type, "r", "second", message_id="1")
             await running.settle()
             assert [m["data"] for m in ann.of(heard)] == ["first", "second"]
+
+
+async def test_the_message_ids_of_an_event_and_a_broadcast_never_meet() -> None:
+    def configure(namespace: Namespace) -> None:
+        room = namespace.room("{name}")
+
+        @room.on("say")
+        async def say(room: Room, data: str) -> None:
+            await room.publish("said", data)
+
+    async with house(configure) as running:
+        ann = await running.enter("ann")
+        await ann.ask("join", "r")
+        await ann.send("say", "r", "first", message_id="m")
+        for id in ("m/1", "m/0", "m/0/0"):
+            await ann.send("broadcast", "r", id, message_id=id)
+        await running.settle()
+        assert [m["data"] for m in ann.of("said", "broadcast")] == ["first", "m/1", "m/0", "m/0/0"]
 
 
 async def test_rooms_of_the_first_message_have_names_as_others_have() -> None:

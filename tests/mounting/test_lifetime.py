@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import uvicorn
@@ -22,7 +23,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from starlette_realtime import Realtime, RealtimeMiddleware
+from starlette_realtime import ConfigurationError, Realtime, RealtimeMiddleware
+from starlette_realtime.brokers.memory import MemoryBroker
 from starlette_realtime.litestar import RealtimePlugin
 from tests.mounting.hosts import ROUTES, make_realtime
 from tests.support.ports import listening_socket
@@ -280,6 +282,47 @@ async def test_what_started_by_itself_ends_with_the_loop() -> None:
     assert not realtime.running
     # A task that was destroyed while it waited would complain in the collector.
     gc.collect()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_on_every_loop_it_starts_on_first_use_and_ends_with_the_loop(loop: str) -> None:
+    """The core knows two event loops; so does starting on first use, and ending with the loop."""
+    realtime = make_realtime()
+
+    async def use() -> list[int]:
+        async with anyio.create_task_group() as tasks:
+            for number in range(3):
+                # All at once: one of them starts it.
+                tasks.start_soon(realtime.publish, "chat/1", "n", number)
+        assert realtime.running
+        page = await realtime.get_room("chat/1").history()
+        return [publication.offset for publication in page.publications]
+
+    for run in range(2):
+        # The same memory: its history is still there the second time.
+        assert anyio.run(use, backend=loop) == list(range(1, 4 + 3 * run))
+        assert not realtime.running
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_on_every_loop_a_wrong_configuration_is_an_error_and_no_hang(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime = make_realtime()
+
+    @asynccontextmanager
+    async def broken(self: MemoryBroker, listener: Any) -> AsyncIterator[None]:
+        raise ConfigurationError("mend it")
+        yield
+
+    monkeypatch.setattr(MemoryBroker, "run", broken)
+
+    async def use() -> None:
+        for _ in range(2):
+            with anyio.fail_after(5), pytest.raises(ConfigurationError, match="mend it"):
+                await realtime.publish("chat/1", "n", 1)
+
+    anyio.run(use, backend=loop)
 
 
 # Wrong configurations

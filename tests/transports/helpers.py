@@ -106,10 +106,29 @@ def house_app() -> Starlette:
 
     async def publish(request: Request) -> JSONResponse:
         said = await request.json()
-        published = await realtime.publish(said["room"], "news", said["data"])
+        published = await realtime.publish(
+            said["room"], "news", said["data"], exclude=said.get("exclude")
+        )
         return JSONResponse({"offset": published.position.offset})
 
-    return make_app(realtime, [Route("/publish", publish, methods=["POST"])])
+    async def send(request: Request) -> JSONResponse:
+        said = await request.json()
+        match said["to"]:
+            case {"user": user_id}:
+                await realtime.send_to_user(user_id, "news", said["data"])
+            case {"session": session_id}:
+                await realtime.send_to_session(session_id, "news", said["data"])
+            case {"others": session_id}:
+                await realtime.broadcast("news", said["data"], exclude=session_id)
+            case "all":
+                await realtime.broadcast("news", said["data"])
+        return JSONResponse({})
+
+    routes = [
+        Route("/publish", publish, methods=["POST"]),
+        Route("/tell", send, methods=["POST"]),
+    ]
+    return make_app(realtime, routes)
 
 
 def text_frame(payload: bytes) -> bytes:

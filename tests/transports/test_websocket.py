@@ -609,3 +609,31 @@ async def test_publishing_from_an_endpoint(
         "offset": answer["offset"],
         "data": {"n": 1},
     }
+
+
+async def test_an_endpoint_reaches_a_user_a_session_all_and_the_others(
+    ann: NativeClient, bob: NativeClient, connect: Open, server: LiveServer, room: str
+) -> None:
+    async with connect("ann") as phone:
+        clients = {"ann": ann, "phone": phone, "bob": bob}
+        for client in clients.values():
+            await client.request("join", room)
+        session = ann.connected["sessionId"]
+
+        async def who(path: str, **said: Any) -> set[str]:
+            """Who hears of what is posted."""
+            data = uuid4().hex
+            await post(server.http(path), {**said, "data": data})
+            heard = set()
+            for name, client in clients.items():
+                if data in [m["data"] for m in await client.settle() if m["type"] == "news"]:
+                    heard.add(name)
+            return heard
+
+        assert await who("/publish", room=room) == {"ann", "phone", "bob"}
+        assert await who("/publish", room=room, exclude=session) == {"phone", "bob"}
+        assert await who("/tell", to={"user": "ann"}) == {"ann", "phone"}
+        assert await who("/tell", to={"user": "nobody"}) == set()
+        assert await who("/tell", to={"session": session}) == {"ann"}
+        assert await who("/tell", to={"others": session}) == {"phone", "bob"}
+        assert await who("/tell", to="all") == {"ann", "phone", "bob"}

@@ -233,6 +233,30 @@ async def test_expired_tokens_close_and_a_refresh_extends(serve: Serve) -> None:
         assert await bob.settle() == []
 
 
+async def test_a_refresh_that_allows_less_takes_effect_at_once(serve: Serve) -> None:
+    realtime = make_realtime()
+    realtime.room("{name:path}")
+    server = serve(make_app(realtime))
+    everywhere = token("ann", capabilities=["chat/*", "staff/*"])
+    async with (
+        NativeClient.open(server.ws(PATH), token=everywhere) as ann,
+        NativeClient.open(server.ws(PATH), token=token("bob")) as bob,
+    ):
+        for client in (ann, bob):
+            for room in ("chat/1", "staff/1"):
+                await client.request("join", room)
+        await ann.request("refresh", data={"token": token("ann", capabilities=["chat/*"])})
+        left = await ann.expect("left")
+        assert left == {"type": "left", "roomId": "staff/1", "reason": "Access denied"}
+        await bob.expect("user-left", data={"userId": "ann", "roomId": "staff/1"})
+        await bob.request("broadcast", "staff/1", "secret")
+        await bob.request("broadcast", "chat/1", "public")
+        came = [m["data"] for m in await ann.settle() if m["type"] == "broadcast"]
+        assert came == ["public"]
+        with pytest.raises(NativeError, match="Access denied"):
+            await ann.request("join", "staff/1")
+
+
 async def test_revoking_a_user(serve: Serve) -> None:
     realtime = make_realtime()
     realtime.room("{name}")
