@@ -75,7 +75,7 @@ class Runtime:
         self._released: dict[Channel, None] = {}
         self._releasing = False
         self._empty = anyio.Event()
-        self._to_start: deque[tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]] = deque()
+        self._to_start: deque[tuple[Any, ...]] = deque()
         self._start_wake = anyio.Event()
         self.gaps_healed = 0
         self.gaps_lost = 0
@@ -300,7 +300,7 @@ class Runtime:
     def spawn(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """Run an async function beside what is going on, until it ends or the server does. What it
         raises is logged. May be called where no task runs: from a callback of the event loop."""
-        self._to_start.append((call, arguments))
+        self._to_start.append((call, *arguments))
         self._start_wake.set()
 
     async def _start(self) -> None:
@@ -308,8 +308,8 @@ class Runtime:
             await self._start_wake.wait()
             self._start_wake = anyio.Event()
             while self._to_start:
-                call, arguments = self._to_start.popleft()
-                self.tasks.start_soon(self._guarded, call, *arguments)
+                # No variable of this task, which never ends, may hold on to what is started.
+                self.tasks.start_soon(self._guarded, *self._to_start.popleft())
 
     def later(self, delay: float, call: Callable[..., Awaitable[Any]], *arguments: Any) -> Timer:
         """`spawn` after `delay` seconds, unless the timer is cancelled before."""
@@ -325,18 +325,21 @@ class Runtime:
 
     async def _beat(self) -> None:
         """Ping the silent, cut the dead: one task for all connections."""
-        options = self.options
-        interval = min(1.0, options.ping_interval / 4, options.ping_timeout / 4)
+        interval = min(1.0, self.options.ping_interval / 4, self.options.ping_timeout / 4)
         while True:
             await anyio.sleep(interval)
-            now = time.monotonic()
-            for number, connection in enumerate(list(self.connections)):
-                if now - connection.heard > options.ping_interval:
-                    self._check(connection, now)
-                if options.idle_timeout and now - connection.active > options.idle_timeout:
-                    connection.close(CloseCode.IDLE, "idle")
-                if number % 2000 == 1999:
-                    await anyio.lowlevel.checkpoint()
+            # In a call of its own, whose variables hold on to nobody until the next time.
+            await self._look_after(list(self.connections), time.monotonic())
+
+    async def _look_after(self, connections: list[Connection], now: float) -> None:
+        options = self.options
+        for number, connection in enumerate(connections):
+            if now - connection.heard > options.ping_interval:
+                self._check(connection, now)
+            if options.idle_timeout and now - connection.active > options.idle_timeout:
+                connection.close(CloseCode.IDLE, "idle")
+            if number % 2000 == 1999:
+                await anyio.lowlevel.checkpoint()
 
     def _check(self, connection: Connection, now: float) -> None:
         if connection.busy:
@@ -368,22 +371,22 @@ class Runtime:
         while True:
             await anyio.sleep(ttl / 3)
             try:
-                await self.limits.renew(
-                    [hold for connection in self.connections for hold in connection.holds], ttl
-                )
-                if self.options.resume_window:
-                    await self.sessions.renew(
-                        list(self.hub.sessions), self.options.resume_window + ttl
-                    )
-                gone = await self.presence.renew(leases(), ttl)
-                for channel, session_id in gone:
-                    session = self.hub.sessions.get(session_id)
-                    if isinstance(session, Session) and not session.closed:
-                        await session.engine.rooms.reenter(channel, session)
+                await self._renew_once(leases(), ttl)
             except BrokerUnavailable:
                 logger.warning("presence could not be renewed: the backend is away")
             except Exception:
                 logger.exception("renewing presence failed")
+
+    async def _renew_once(self, leases: Iterable[tuple[str, str]], ttl: float) -> None:
+        await self.limits.renew(
+            [hold for connection in self.connections for hold in connection.holds], ttl
+        )
+        if self.options.resume_window:
+            await self.sessions.renew(list(self.hub.sessions), self.options.resume_window + ttl)
+        for channel, session_id in await self.presence.renew(leases, ttl):
+            session = self.hub.sessions.get(session_id)
+            if isinstance(session, Session) and not session.closed:
+                await session.engine.rooms.reenter(channel, session)
 
     def _leases(self) -> Iterable[tuple[str, str]]:
         return [

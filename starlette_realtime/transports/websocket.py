@@ -345,6 +345,8 @@ class WebSocketConnection(Connection):
 
     async def _read(self) -> None:
         receive = self._receive
+        message: Message | None
+        command: Command | native.Refused | None
         while self._gone is None:
             if self._backlog and self._closing is None:
                 await self._handle(self._backlog.popleft())
@@ -352,6 +354,8 @@ class WebSocketConnection(Connection):
             self._frames += 1
             if not self._frames % TURN:
                 await checkpoint()
+            # A client that is silent from here on leaves nothing of its last message here.
+            message = command = None
             message = await receive()
             if message["type"] != "websocket.receive":
                 self._gone = message.get("code") or 1005

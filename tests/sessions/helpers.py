@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from starlette_realtime import AuthBackend, Credentials, Options, Realtime, User
 from starlette_realtime.core.engine import Engine
@@ -111,11 +112,11 @@ async def nothing_left(realtime: Realtime) -> None:
 
 def threadsafe(realtime: Realtime, call: Callable[[], Any]) -> asyncio.Future[Any]:
     """Runs an async function in the server's event loop; await what is returned."""
-    loop = runtime_loops[id(realtime)]
+    loop = runtime_loops[realtime]
     return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), loop))
 
 
-runtime_loops: dict[int, asyncio.AbstractEventLoop] = {}
+runtime_loops: WeakKeyDictionary[Realtime, asyncio.AbstractEventLoop] = WeakKeyDictionary()
 
 
 def app_of(realtime: Realtime) -> Callable[..., Any]:
@@ -123,7 +124,7 @@ def app_of(realtime: Realtime) -> Callable[..., Any]:
 
     @functools.wraps(realtime.__call__)
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        runtime_loops[id(realtime)] = asyncio.get_running_loop()
+        runtime_loops[realtime] = asyncio.get_running_loop()
         await realtime(scope, receive, send)
 
     return app
