@@ -236,6 +236,7 @@ class Outbox:
         """Take nothing more and forget what waits."""
         self.closed = True
         self._stop()
+        self.write = self._wake = None
         self._queue = []
         self._keys = None
         self.size = 0

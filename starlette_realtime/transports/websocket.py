@@ -230,6 +230,7 @@ class WebSocketConnection(Connection):
             for session in list(self.sessions.values()):
                 await session.engine.lobby.disconnect(session, code)
             await runtime.disconnected(self)
+            self._forget_socket()
 
     async def _serve(self) -> None:
         if await self._introduce():
@@ -245,6 +246,14 @@ class WebSocketConnection(Connection):
             # A client that does not read would hold the one who writes to it for ever.
             self._pump.stop()
         return code
+
+    def _forget_socket(self) -> None:
+        """Keep nothing of the server's side: a session that waits for its client keeps this, and
+        would keep the socket's buffers, and all that was read of a message that is not whole."""
+        self._receive = _no_more
+        self._send = _nowhere
+        self._writer = self._pump = None
+        self.scope = {}
 
     async def _introduce(self) -> bool:
         """Find out who the client is and open its session; return whether it may stay."""
@@ -434,6 +443,14 @@ class WebSocketConnection(Connection):
         except Exception:
             logger.exception("namespace %s could not be opened", command.ns)
             self.close(CloseCode.SERVER_ERROR, "internal error")
+
+
+async def _no_more() -> Message:
+    return {"type": "websocket.disconnect", "code": 1006}
+
+
+async def _nowhere(message: Message) -> None:
+    """Takes what is sent after the end."""
 
 
 def _size(command: Command | native.Refused) -> int:

@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from starlette_realtime import Realtime, Session
 from starlette_realtime.events import Command
 from starlette_realtime.protocols import native
 from starlette_realtime.transports import websocket
 from starlette_realtime.transports.websocket import WebSocketConnection
-from tests.sessions.helpers import app_of, client, gone, make, runtime, until
+from tests.sessions.helpers import app_of, client, engine, gone, make, runtime, until
 from tests.support.server import FAST, LiveServer
 from tests.support.wsclient import NativeClient
 
@@ -105,3 +106,29 @@ async def test_a_silent_client_leaves_nothing_of_its_last_message(
         assert await ann.request("measure", None, "x" * 500_000) == 500_000
         assert len(found) >= 2
         await until(lambda: not any(ref() for ref in found), "the end of the message")
+
+
+@pytest.mark.parametrize("ws", ["websockets-sansio", FAST])
+async def test_a_session_that_may_come_back_does_not_keep_its_socket(serve: Serve, ws: str) -> None:
+    realtime = make()
+    realtime.room("chat/{id}")
+    server = serve(app_of(realtime), ws=ws)
+
+    def sockets() -> int:
+        """The server's sides of its connections, each with what it has read of a message."""
+        gc.collect()
+        return sum(
+            isinstance(thing, WebSocketsSansIOProtocol)
+            and thing.server == ("127.0.0.1", server.port)
+            for thing in gc.get_objects()
+        )
+
+    async with client(server, "ann") as ann:
+        await ann.request("join", "chat/1")
+        assert sockets() == 1
+        ann.vanish()
+    await gone(realtime)
+    assert len(engine(realtime).lobby._detached) == 1
+    await until(lambda: not sockets(), "the end of the socket")
+    async with client(server, "ann", resume=ann.connected) as again:
+        assert again.connected["resumed"] is True

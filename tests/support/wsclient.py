@@ -91,7 +91,7 @@ class NativeClient:
         wait_connected: bool = True,
         answer_pings: bool = True,
         tls: ssl.SSLContext | None = None,
-        timeout: float = 5,
+        timeout: float = 10,
         **options: Any,
     ) -> AsyncIterator[NativeClient]:
         """Connects and, unless told otherwise, waits for `connected`.
@@ -147,14 +147,14 @@ class NativeClient:
         """Sends a text or binary frame as it is, however malformed."""
         await self.websocket.send(frame)
 
-    async def recv(self, timeout: float = 5) -> Message:
+    async def recv(self, timeout: float = 10) -> Message:
         """The oldest message not yet taken."""
         end = time.monotonic() + timeout
         while not self.backlog:
             await self._read(end, "a message")
         return self.backlog.popleft()
 
-    async def expect(self, kind: str, timeout: float = 5, **members: Any) -> Message:
+    async def expect(self, kind: str, timeout: float = 10, **members: Any) -> Message:
         """Takes the oldest message of this type whose members match; the others stay there.
 
         A member that is an object need only contain what is given. Fails with all that came
@@ -169,7 +169,7 @@ class NativeClient:
         room: str | None = None,
         data: Any = None,
         *,
-        timeout: float = 5,
+        timeout: float = 10,
         **members: Any,
     ) -> Any:
         """Sends with an `id`; returns the `data` of the `ack`, or the whole `joined` or `left`.
@@ -194,7 +194,7 @@ class NativeClient:
             raise NativeError(answer)
         return answer.get("data") if answer["type"] == "ack" else answer
 
-    async def settle(self, timeout: float = 5) -> list[Message]:
+    async def settle(self, timeout: float = 10) -> list[Message]:
         """Waits until the server has handled all that was sent; takes and returns what came.
 
         A `ping` and its `pong` mark the moment: what this connection caused is before it. What
@@ -207,14 +207,14 @@ class NativeClient:
         return taken
 
     async def read_until(
-        self, condition: Callable[[], bool], what: str = "the condition", timeout: float = 5
+        self, condition: Callable[[], bool], what: str = "the condition", timeout: float = 10
     ) -> None:
         """Reads (and answers pings) until the condition holds; it is looked at after each frame."""
         end = time.monotonic() + timeout
         while not condition():
             await self._read(end, what)
 
-    async def closed(self, timeout: float = 5) -> tuple[int, str]:
+    async def closed(self, timeout: float = 10) -> tuple[int, str]:
         """Waits for the server to close; returns code and reason. The messages before stay."""
         end = time.monotonic() + timeout
         try:
