@@ -233,6 +233,8 @@ class RoomType:
 def _check_event_name(name: str) -> None:
     if name in RESERVED:
         raise ConfigurationError(f"{name!r} is a name of the protocol's own; choose another")
+    if name.startswith("$"):
+        raise ConfigurationError(f"{name!r}: names that start with '$' are the servers' own")
     if not name or len(name) > 255 or not name.isprintable():
         raise ConfigurationError(f"{name!r} cannot be the name of an event")
 

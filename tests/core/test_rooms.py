@@ -117,6 +117,7 @@ def test_mistakes_are_told_when_they_are_made(anyio_backend_name: str) -> None:
         lambda: room.on("join"),
         lambda: room.on(""),
         lambda: room.on("a\nb"),
+        lambda: room.on("$disconnect"),
         lambda: room.on("x" * 256),
         lambda: room.on("twice")(lambda room: None),
         lambda: room.on("star")(lambda *rest: None),

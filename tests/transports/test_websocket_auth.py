@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from base64 import b64encode
@@ -10,7 +11,10 @@ from typing import Any
 
 import itsdangerous
 import pytest
+from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
+from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import HTTPConnection
 from websockets.exceptions import InvalidStatus
 
 from starlette_realtime import (
@@ -20,6 +24,7 @@ from starlette_realtime import (
     FirstOf,
     Member,
     Realtime,
+    ScopeUserAuth,
     SessionAuth,
     User,
 )
@@ -69,6 +74,47 @@ async def test_a_token_is_shown_in_one_of_four_ways(serve: Serve) -> None:
         assert (await client.recv())["userId"] == "max"
     # A ticket is good once.
     await refused(f"{url}?ticket={ticket}", "auth_failed", "Authentication failed: ")
+
+
+async def test_a_ticket_that_several_show_at_once_lets_in_one(serve: Serve) -> None:
+    tickets = MemoryTickets()
+    url = serve_with(serve, FirstOf(TicketAuth(tickets), TOKENS)).ws(PATH)
+    address = f"{url}?ticket={await tickets.issue(User(id='tim'))}"
+
+    async def attempt() -> str:
+        async with NativeClient.open(address, wait_connected=False) as client:
+            said = await client.recv()
+            return str(said.get("userId") or said["error"])
+
+    said = await asyncio.gather(*(attempt() for _ in range(10)))
+    assert said.count("tim") == 1
+    assert set(said) - {"tim"} == {"Authentication failed: ticket unknown, used or expired"}
+
+
+class Keys(AuthenticationBackend):
+    """An app's own way to know its users, for Starlette's `AuthenticationMiddleware`."""
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser] | None:
+        name = conn.headers.get("x-key")
+        return (AuthCredentials(["authenticated"]), SimpleUser(name)) if name else None
+
+
+@pytest.mark.parametrize("mount", [False, True], ids=["middleware", "mount"])
+async def test_the_user_that_the_apps_own_middleware_found(serve: Serve, mount: bool) -> None:
+    def find(user: Any) -> User | None:
+        return User(id=f"name:{user.username}") if user.is_authenticated else None
+
+    realtime = make_realtime(auth=ScopeUserAuth(find))
+    app = make_app(realtime, mount=mount)
+    # Added last, so it is asked first.
+    app.add_middleware(AuthenticationMiddleware, backend=Keys())
+    url = serve(app).ws(PATH)
+    async with NativeClient.open(url, headers={"x-key": "ann"}) as ann:
+        assert ann.connected["userId"] == "name:ann"
+    async with NativeClient.open(url, wait_connected=False) as nobody:
+        await nobody.send({"type": "connect", "data": {"token": "ann"}})
+        assert (await nobody.recv())["error"] == "Authentication required"
+        assert (await nobody.closed())[0] == 4401
 
 
 async def test_the_token_is_never_selected_as_subprotocol(serve: Serve) -> None:

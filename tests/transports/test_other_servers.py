@@ -1,0 +1,144 @@
+"""Servers other than uvicorn, on both event loops: ASGI alone is enough for the door."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import pytest
+from anyio import to_thread
+from hypercorn.config import Config
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from starlette_realtime import Realtime
+from tests.support.ports import accepts, free_port
+from tests.support.wsclient import NativeClient
+from tests.transports.helpers import PATH, make_app, make_realtime, token
+
+pytestmark = pytest.mark.anyio
+
+LOOPS = ["asyncio", "trio"]
+COME_BACK = (1001, 1006, 1011, 1012)
+
+
+class Hypercorn:
+    """Hypercorn in a thread, on one of the two event loops."""
+
+    def __init__(self, app: Any, loop: str) -> None:
+        self.port = free_port()
+        self._app = app
+        self._loop = loop
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._error: BaseException | None = None
+
+    def ws(self, path: str) -> str:
+        return f"ws://127.0.0.1:{self.port}{path}"
+
+    def _run(self) -> None:
+        config = Config()
+        config.bind = [f"127.0.0.1:{self.port}"]
+        config.errorlog = None
+        config.graceful_timeout = 1
+
+        async def told_to_stop() -> None:
+            while not self._stop.is_set():
+                await anyio.sleep(0.01)
+
+        async def serve() -> None:
+            if self._loop == "trio":
+                from hypercorn.trio import serve
+            else:
+                from hypercorn.asyncio import serve  # type: ignore[assignment]
+            await serve(self._app, config, shutdown_trigger=told_to_stop)
+
+        try:
+            anyio.run(serve, backend=self._loop)
+        except BaseException as error:
+            self._error = error
+
+    def start(self) -> None:
+        self._thread.start()
+        end = time.monotonic() + 10
+        while not accepts(self.port):
+            assert self._thread.is_alive(), self._error
+            assert time.monotonic() < end, "not up after 10 s"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+        assert not self._thread.is_alive(), "still running 10 s after it was told to stop"
+        assert self._error is None, self._error
+
+
+@contextmanager
+def hypercorn(app: Any, loop: str) -> Iterator[Hypercorn]:
+    server = Hypercorn(app, loop)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def rooms() -> Realtime:
+    realtime = make_realtime(shutdown_timeout=1)
+    room = realtime.room("{name}")
+
+    @room.on("question")
+    async def question(member: Any, data: Any) -> Any:
+        return await member.request("question", data, timeout=5)
+
+    return realtime
+
+
+async def two_chat(door: str) -> None:
+    async with (
+        NativeClient.open(door, token=token("ann")) as ann,
+        NativeClient.open(door, token=token("bob"), subprotocols=[]) as bob,
+    ):
+        await ann.request("join", "r")
+        position = (await bob.request("join", "r"))["position"]
+        await ann.request("broadcast", "r", {"n": 1})
+        assert (await bob.expect("broadcast"))["data"] == {"n": 1}
+        # A handler that asks its own client: the reader reads on meanwhile.
+        await ann.send({"type": "question", "id": 1, "room": "r", "data": 7})
+        asked = await ann.expect("question")
+        await ann.send({"type": "ack", "id": asked["id"], "data": 8})
+        assert (await ann.expect("ack"))["data"] == 8
+        await bob.request("leave", "r")
+        await ann.request("broadcast", "r", {"n": 2})
+        assert (await bob.request("join", "r", since=position))["recovered"] is True
+        assert [(await bob.expect("broadcast"))["data"] for _ in range(2)][-1] == {"n": 2}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_two_clients_chat_and_are_sent_away_to_come_back(loop: str) -> None:
+    realtime = rooms()
+    with hypercorn(make_app(realtime), loop) as server:
+        assert realtime.running
+        await two_chat(server.ws(PATH))
+        async with NativeClient.open(server.ws(PATH), token=token("ann")) as ann:
+            await ann.request("join", "r")
+            stopping = asyncio.create_task(to_thread.run_sync(server.stop))
+            # Hypercorn's asyncio worker cancels its connections before it ends the lifespan.
+            assert (await ann.closed())[0] in COME_BACK
+            await stopping
+    assert not realtime.running
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_without_a_lifespan_it_starts_on_first_use(loop: str) -> None:
+    realtime = rooms()
+    with hypercorn(Starlette(routes=[Mount("/realtime", app=realtime)]), loop) as server:
+        assert not realtime.running
+        await two_chat(server.ws(PATH))
+        assert realtime.running
+    assert not realtime.running
