@@ -18,6 +18,7 @@ number of partitions, spread evenly over the slots.
     <prefix>:{<tag>}:s:<session>     hash: a session              …:secret  string: of all sessions
     <prefix>:{<tag>}:b:<key>         hash: a bucket of tokens
     <prefix>:{<tag>}:n:<key>         sorted set: end of the time by holder
+    <prefix>:{<tag>}:none            never there (`Script.sharded`)
 """
 
 from __future__ import annotations
@@ -85,6 +86,9 @@ class Keys:
 
     def ends(self, partition_: int) -> str:
         return f"{self._heads[partition_]}ends"
+
+    def nothing(self, partition_: int) -> str:
+        return f"{self._heads[partition_]}none"
 
     def announced(self, channel: str) -> bytes:
         """Return the Redis channel that announces `channel`."""

@@ -401,6 +401,9 @@ class _Link:
                 if not asked:
                     continue
                 self._quiet.clear()
+                if not connection.is_connected:
+                    # redis-py would connect anew, and nobody would know what was missed.
+                    raise BrokerUnavailable("the connection has closed")
                 await connection.send_packed_command(asked, check_health=False)
                 try:
                     async with asyncio.timeout(timeout):

@@ -45,6 +45,9 @@ MINIMUM_VERSION: Final = (7, 0)
 MAX_UNDER_WAY: Final = 1024
 """Commands sent and not answered, to all nodes; further calls wait their turn."""
 MAX_REDIRECTIONS: Final = 5
+LOOK: Final = 5.0
+"""Seconds after which Sentinels or Cluster are asked where things are, though nobody complains: a
+master that was replaced and does not know goes on answering."""
 BATCH: Final = 256
 """Names that one script works on, where it works on many."""
 
@@ -70,12 +73,14 @@ def pause(failures: int) -> float:
 
 
 class Node:
-    """One server of possibly several, and the connections for commands to it."""
+    """One server of possibly several, and the connections for commands to it: for those that
+    `wait` for a replica, which let nothing else pass on their connection meanwhile, or the rest."""
 
-    def __init__(self, server: RedisServer, address: Address) -> None:
+    def __init__(self, server: RedisServer, address: Address, waits: bool) -> None:
         self.address = address
         self.error = "not connected yet"
         self._server = server
+        self._waits = waits
         self._pipes: set[Pipe] = set()
         self._ready = asyncio.Event()
         self._closed = False
@@ -103,7 +108,7 @@ class Node:
         """Keep one connection, for ever."""
         failures = 0
         url = self._server.url
-        patience = url.timeout * (2 if url.durability == "replicated" else 1)
+        patience = url.timeout * (2 if self._waits else 1)
         while True:
             try:
                 pipe = Pipe(await connect(url, self.address), self.address, patience)
@@ -146,7 +151,7 @@ class RedisServer:
         self._users = 0
         self._opening: asyncio.Lock | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._nodes: dict[Address, Node] = {}
+        self._nodes: dict[tuple[Address, bool], Node] = {}
         self._where: list[Address] = []
         self._known: tuple[Address, ...] = self.url.hosts
         self._slots = asyncio.Semaphore(MAX_UNDER_WAY)
@@ -269,10 +274,10 @@ class RedisServer:
 
     # Where things are
 
-    def node(self, address: Address) -> Node:
-        found = self._nodes.get(address)
+    def node(self, address: Address, waits: bool = False) -> Node:
+        found = self._nodes.get((address, waits))
         if found is None:
-            found = self._nodes[address] = Node(self, address)
+            found = self._nodes[address, waits] = Node(self, address, waits)
         return found
 
     def where(self, partition: int) -> Address:
@@ -296,7 +301,11 @@ class RedisServer:
 
     async def _relocate(self) -> None:
         while True:
-            await self._stale.wait()
+            try:
+                async with asyncio.timeout(None if self.url.kind == "single" else LOOK):
+                    await self._stale.wait()
+            except TimeoutError:
+                pass
             self._stale.clear()
             if self.url.kind != "single":
                 try:
@@ -323,9 +332,9 @@ class RedisServer:
             return
         self._where = found
         wanted = set(found)
-        for address in list(self._nodes):
-            if address not in wanted:
-                self._nodes.pop(address).close()
+        for key in list(self._nodes):
+            if key[0] not in wanted:
+                self._nodes.pop(key).close()
         for moved in self.moved:
             moved()
 
@@ -403,6 +412,8 @@ class RedisServer:
         self, partition: int, script: Script, keys: list[str], *arguments: Argument, **how: Any
     ) -> Any:
         """Run a script on the server that has a partition; `how` as in `call`."""
+        if self.keys.sharded:
+            script, keys = script.sharded, [*keys, self.keys.nothing(partition)]
         rest = (len(keys), *keys, *arguments)
         try:
             return await self.call(partition, "EVALSHA", script.digest, *rest, **how)
@@ -466,7 +477,7 @@ class RedisServer:
             if failure is not None:
                 raise failure from None
             target = self._where[partition] if self._where else self.url.hosts[0]
-            node = self._nodes.get(target)
+            node = self._nodes.get((target, replicated))
             why = node.error if node is not None and not node.connected else "no answer in time"
             raise BrokerUnavailable(f"{host_and_port(target)}: {why}") from None
 
@@ -481,7 +492,7 @@ class RedisServer:
     async def _once(
         self, address: Address, command: Command, asking: bool, replicated: bool
     ) -> Any:
-        pipe = await self.node(address).pipe()
+        pipe = await self.node(address, replicated).pipe()
         commands: list[Command] = [command]
         if asking:
             commands.insert(0, ("ASKING",))

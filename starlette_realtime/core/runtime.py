@@ -365,28 +365,59 @@ class Runtime:
             except Exception:
                 logger.exception("sweeping presence failed")
 
-    async def _renew(self, leases: Callable[[], Iterable[tuple[str, str]]]) -> None:
-        """Renew this process's leases; enter again what was lost."""
+    async def _renew(self) -> None:
+        """Renew what this process holds; hold again what was lost."""
         ttl = self.options.presence_ttl
+        kinds = {
+            "presence": self._renew_presence,
+            "sessions": self._renew_sessions,
+            "counted connections": self._renew_holds,
+        }
+        delay = ttl / 3
         while True:
-            await anyio.sleep(ttl / 3)
-            try:
-                await self._renew_once(leases(), ttl)
-            except BrokerUnavailable:
-                logger.warning("presence could not be renewed: the backend is away")
-            except Exception:
-                logger.exception("renewing presence failed")
+            await anyio.sleep(delay)
+            done: list[str] = []
+            # One part of a backend that is away keeps nothing else from being renewed in time.
+            with anyio.move_on_after(ttl / 3):
+                async with anyio.create_task_group() as renewals:
+                    for what, renew in kinds.items():
+                        renewals.start_soon(self._renew_one, what, renew, done)
+            # After an outage every moment counts: what has ended is swept.
+            delay = ttl / 3 if len(done) == len(kinds) else min(1.0, ttl / 3)
 
-    async def _renew_once(self, leases: Iterable[tuple[str, str]], ttl: float) -> None:
-        await self.limits.renew(
-            [hold for connection in self.connections for hold in connection.holds], ttl
-        )
-        if self.options.resume_window:
-            await self.sessions.renew(list(self.hub.sessions), self.options.resume_window + ttl)
-        for channel, session_id in await self.presence.renew(leases, ttl):
+    async def _renew_one(
+        self, what: str, renew: Callable[[], Awaitable[None]], done: list[str]
+    ) -> None:
+        try:
+            await renew()
+            done.append(what)
+        except BrokerUnavailable:
+            logger.warning("%s could not be renewed: the backend is away", what)
+        except Exception:
+            logger.exception("renewing %s failed", what)
+
+    async def _renew_presence(self) -> None:
+        for channel, session_id in await self.presence.renew(
+            self._leases(), self.options.presence_ttl
+        ):
             session = self.hub.sessions.get(session_id)
             if isinstance(session, Session) and not session.closed:
                 await session.engine.rooms.reenter(channel, session)
+
+    async def _renew_sessions(self) -> None:
+        options = self.options
+        if not options.resume_window:
+            return
+        self.secret = await self.sessions.secret(self.secret)
+        ttl = options.resume_window + options.presence_ttl
+        for id in await self.sessions.renew(list(self.hub.sessions), ttl):
+            session = self.hub.sessions.get(id)
+            if isinstance(session, Session) and session.generation > 0:
+                await session.engine.lobby.save(session)
+
+    async def _renew_holds(self) -> None:
+        holds = [hold for connection in self.connections for hold in connection.holds]
+        await self.limits.renew(holds, self.options.presence_ttl)
 
     def _leases(self) -> Iterable[tuple[str, str]]:
         return [
@@ -493,7 +524,7 @@ async def running(options: Options, stores: Stores) -> AsyncIterator[Runtime]:
         tasks.start_soon(runtime.timers.run)
         tasks.start_soon(runtime._beat)
         tasks.start_soon(runtime._sweep)
-        tasks.start_soon(runtime._renew, runtime._leases)
+        tasks.start_soon(runtime._renew)
         try:
             yield runtime
         finally:

@@ -31,8 +31,12 @@ class SessionStore(ABC):
         """Return the store's lifetime."""
 
     @abstractmethod
-    async def secret(self) -> bytes:
-        """Return the key resume tokens are signed with: the same on all processes."""
+    async def secret(self, known: bytes = b"") -> bytes:
+        """Return the key resume tokens are signed with: the same on all processes.
+
+        Args:
+            known: what it was, so that a store that has lost it keeps it again.
+        """
 
     @abstractmethod
     async def put(self, record: SessionRecord, ttl: float) -> None:
@@ -45,8 +49,8 @@ class SessionStore(ABC):
         of that one may have been lost with its connection. Else None."""
 
     @abstractmethod
-    async def renew(self, ids: list[str], ttl: float) -> None:
-        """Let these sessions end in `ttl` seconds from now."""
+    async def renew(self, ids: list[str], ttl: float) -> list[str]:
+        """Let these sessions end in `ttl` seconds from now; return those that are not there."""
 
     @abstractmethod
     async def end(self, id: str, generation: int) -> None:

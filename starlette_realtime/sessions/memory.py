@@ -32,7 +32,7 @@ class MemorySessions(SessionStore):
         finally:
             self._records.clear()
 
-    async def secret(self) -> bytes:
+    async def secret(self, known: bytes = b"") -> bytes:
         return self._secret
 
     async def put(self, record: SessionRecord, ttl: float) -> None:
@@ -48,11 +48,15 @@ class MemorySessions(SessionStore):
         self._keep(record, ttl)
         return record
 
-    async def renew(self, ids: list[str], ttl: float) -> None:
+    async def renew(self, ids: list[str], ttl: float) -> list[str]:
+        gone = []
         for id in ids:
             known = self._get(id)
-            if known is not None:
+            if known is None:
+                gone.append(id)
+            else:
                 self._keep(known, ttl)
+        return gone
 
     async def end(self, id: str, generation: int) -> None:
         known = self._get(id)

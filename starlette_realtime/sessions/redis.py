@@ -47,9 +47,9 @@ class RedisSessions(SessionStore):
         async with self._server.open():
             yield
 
-    async def secret(self) -> bytes:
+    async def secret(self, known: bytes = b"") -> bytes:
         key = f"{self._server.keys.head(0)}secret"
-        fresh = secrets.token_bytes(32)
+        fresh = known or secrets.token_bytes(32)
         kept: bytes | None = await self._server.call(0, "SET", key, fresh, "NX", "GET")
         return fresh if kept is None else kept
 
@@ -73,12 +73,15 @@ class RedisSessions(SessionStore):
         kept = _decode(found[1])
         return SessionRecord(id, kept.ns, kept.user_id, found[0], kept.status)
 
-    async def renew(self, ids: list[str], ttl: float) -> None:
-        async def renew(where: int, batch: list[int]) -> None:
+    async def renew(self, ids: list[str], ttl: float) -> list[str]:
+        async def renew(where: int, batch: list[int]) -> list[str]:
             keys = [self._key(ids[index]) for index in batch]
-            await self._server.run(where, _RENEW, keys, milliseconds(ttl))
+            gone = await self._server.run(where, _RENEW, keys, milliseconds(ttl))
+            return [ids[batch[place - 1]] for place in gone]
 
-        await asyncio.gather(*(renew(*batch) for batch in self._server.batches(ids)))
+        batches = self._server.batches(ids)
+        gone = await asyncio.gather(*(renew(*batch) for batch in batches))
+        return [id for some in gone for id in some]
 
     async def end(self, id: str, generation: int) -> None:
         await self._server.run(partition(id), _END, [self._key(id)], generation)

@@ -2,8 +2,12 @@
 --
 -- KEYS      sessions, all of one slot in a Cluster
 -- ARGV[1]   time to live (ms)
+-- Returns   the places (from 1) of those that are not there
 
-for _, key in ipairs(KEYS) do
-  redis.call("PEXPIRE", key, ARGV[1])
+local gone = {}
+for place, key in ipairs(KEYS) do
+  if redis.call("PEXPIRE", key, ARGV[1]) == 0 then
+    gone[#gone + 1] = place
+  end
 end
-return 0
+return gone

@@ -126,11 +126,11 @@ async def test_a_paused_server_keeps_nobody_waiting_for_ever(own_redis: Own) -> 
         assert follower.lost == 0
 
 
-async def eventually_published(broker: RedisBroker, draft: Draft) -> None:
+async def eventually_published(broker: RedisBroker, draft: Draft, channel: str = "room") -> None:
     with anyio.fail_after(20):
         while True:
             try:
-                await broker.publish("room", draft, KEEP)
+                await broker.publish(channel, draft, KEEP)
             except BrokerUnavailable:
                 continue
             return
@@ -430,13 +430,48 @@ async def test_what_the_replica_never_got_is_told(sentinel: RedisSentinel) -> No
         assert follower.payloads in ([1, 2, 3, 103], [1, 2, 3, 102, 103])
 
 
+async def test_a_master_that_does_not_know_it_was_replaced(sentinel: RedisSentinel) -> None:
+    """It answers as ever, but its Sentinel has lost it and made another one the master."""
+    url = f"{sentinel.add_user('app', 'known')}?patience=20&probe=0.3"
+    async with following(url) as (broker, follower):
+        replica = sentinel.replica
+        await anyio.to_thread.run_sync(sentinel.split_off)
+        await broker.publish("room", said(1), KEEP)
+        await follower.wait([1])
+        await anyio.to_thread.run_sync(sentinel.wait_for_promotion, replica)
+        async with following(url) as (newcomer, other):
+            await newcomer.publish("room", said(101), KEEP)
+            # Whoever was there before finds the way, and is told what was lost on it.
+            await eventually(lambda: follower.lost > 0, lambda: "nothing was told")
+            await broker.publish("room", said(102), KEEP)
+            await newcomer.publish("room", said(103), KEEP)
+            await eventually(
+                lambda: follower.payloads[-2:] == [102, 103], lambda: str(follower.payloads)
+            )
+            await other.wait([101, 102, 103])
+
+
 async def test_replicated_durability_waits_for_a_replica(sentinel: RedisSentinel) -> None:
     url = f"{sentinel.url}?patience=1.5&timeout=0.4&durability=replicated"
     async with following(url) as (broker, follower):
         await broker.publish("room", said(1), KEEP)
         sentinel.replica.pause()
-        with pytest.raises(BrokerUnavailable, match="no replica"):
-            await broker.publish("room", said(2, "m2"), KEEP)
+        waiting = True
+
+        async def in_vain() -> None:
+            nonlocal waiting
+            with pytest.raises(BrokerUnavailable, match="no replica"):
+                await broker.publish("room", said(2, "m2"), KEEP)
+            waiting = False
+
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(in_vain)
+            await follower.wait([1, 2])
+            # What needs no replica waits for none.
+            begun = time.monotonic()
+            assert len((await broker.page("room", limit=5)).publications) == 2
+            assert waiting and time.monotonic() - begun < 0.3
         sentinel.replica.resume()
         confirmed = await broker.publish("room", said(3, "m2"), KEEP)
         assert confirmed.duplicate
@@ -478,6 +513,41 @@ class TestCluster:
             await anyio.to_thread.run_sync(cluster.move, slot, source)
             await broker.publish("moving", said(12), KEEP)
             await follower.wait(range(1, 13))
+
+    @pytest.mark.parametrize("first", ["m", "h"])
+    async def test_a_slot_on_its_way_is_left_alone(self, first: str) -> None:
+        """While a room's keys lie on two nodes nothing is done by halves: whoever publishes or
+        reads waits, or is told to try again."""
+        cluster = self.whole
+        channel = f"half-{first}"
+        url = f"{cluster.url}?patience=0.6"
+        async with following(url, channel) as (broker, follower):
+            start = (await broker.page(channel, limit=1)).position
+            for number in range(1, 4):
+                await broker.publish(channel, said(number, f"m{number}"), KEEP)
+            slot = slot_of(broker, channel)
+            source = cluster.owner(slot)
+            masters = [cluster.owner(number) for number in (0, 8000, 16000)]
+            target = next(server for server in masters if server is not source)
+            finish = await anyio.to_thread.run_sync(cluster.begin_move, slot, target)
+            with commands(source) as here:
+                keys = here.execute_command("CLUSTER GETKEYSINSLOT", slot, 1000)
+                moved = [key for key in keys if f"}}:{first}:{channel}" in key]
+                assert len(moved) == 1
+                cluster.migrate(here, target, *moved)
+                with pytest.raises(BrokerUnavailable):
+                    await broker.publish(channel, said(4, "m4"), KEEP)
+                with pytest.raises(BrokerUnavailable):
+                    await broker.recover(channel, start, 10)
+                cluster.migrate(here, target, *(key for key in keys if key not in moved))
+            await anyio.to_thread.run_sync(finish)
+            await eventually_published(broker, said(4, "m4"), channel)
+            recovery = await broker.recover(channel, start, 10)
+            assert recovery.recovered
+            assert [int(p.data) for p in recovery.publications] == [1, 2, 3, 4]
+            await follower.wait([1, 2, 3, 4])
+            assert follower.lost == 0
+            await anyio.to_thread.run_sync(cluster.move, slot, source)
 
     async def test_a_master_dies_and_its_replica_takes_over(self) -> None:
         cluster = self.whole

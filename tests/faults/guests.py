@@ -39,6 +39,8 @@ class Room:
     joined: bool = False
     position: dict[str, Any] | None = None
     shown: list[str] = field(default_factory=list)
+    before: list[list[str]] = field(default_factory=list)
+    """What was shown until each `recovered: false`."""
     resets: list[float] = field(default_factory=list)
     """When the server said `recovered: false`."""
     members: set[str] = field(default_factory=set)
@@ -58,6 +60,7 @@ class Said:
     connection: int = 0
     """On which connection it was last sent."""
     due: float = 0.0
+    at: float = 0.0
     sent: int = 0
     acknowledged: float = 0.0
 
@@ -90,6 +93,8 @@ class Guest:
         self.connections = 0
         self.resumed = 0
         self.refused = 0
+        self.slowest = 0.0
+        """Seconds that the slowest answer took, on a connection that lasted."""
         self.complaints: list[str] = []
         """What no client should ever be told or given."""
         self.silent = False
@@ -225,6 +230,7 @@ class Guest:
     async def _send(self, socket: ClientConnection, said: Said) -> None:
         said.connection = self.connections
         said.due = 0.0
+        said.at = time.monotonic()
         said.sent += 1
         message = {
             "type": "message",
@@ -246,6 +252,7 @@ class Guest:
             said = self._unacknowledged.pop(message["id"], None)
             if said is not None:
                 said.acknowledged = time.monotonic()
+                self.slowest = max(self.slowest, said.acknowledged - said.at)
         elif kind == "joined":
             self._joins.pop(message.get("id", ""), None)
             self._joined(self.rooms[message["roomId"]], message)
@@ -265,6 +272,7 @@ class Guest:
             return
         if "recovered" in message:
             room.resets.append(time.monotonic())
+            room.before.append(room.shown)
         elif room.position is not None:
             self.complaints.append(f"joined anew without a word of what was missed: {room.name}")
         room.position = message["position"]
@@ -278,7 +286,9 @@ class Guest:
         elif id in self._joins:
             self._rejoin[self._joins.pop(id)] = time.monotonic() + 0.2
         elif id in self._unacknowledged:
-            self._unacknowledged[id].due = time.monotonic() + 0.1
+            now = time.monotonic()
+            self.slowest = max(self.slowest, now - self._unacknowledged[id].at)
+            self._unacknowledged[id].due = now + 0.1
 
     def _event(self, room: Room, message: dict[str, Any]) -> None:
         assert room.position is not None

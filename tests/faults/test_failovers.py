@@ -9,6 +9,8 @@ import pytest
 from anyio import to_thread
 
 from starlette_realtime._redis.keys import SLOTS, partition
+from starlette_realtime.core.channels import room_channel
+from tests.faults.conftest import SHORT
 from tests.faults.party import ROOMS, Account, Party
 from tests.support.redis_cluster import RedisCluster, shared_cluster, wait_for
 from tests.support.redis_sentinel import RedisSentinel
@@ -17,13 +19,22 @@ from tests.support.redis_server import RedisServer
 pytestmark = pytest.mark.anyio
 
 
-async def test_sentinel(tmp_path: Path, account: Account, seconds: float) -> None:
+@pytest.mark.parametrize("durability", ["fast", "replicated"])
+async def test_sentinel(tmp_path: Path, account: Account, seconds: float, durability: str) -> None:
+    """What was acknowledged and lost is told; where a replica has to have it, nothing is lost."""
+    lossy = durability == "fast"
     folder = tmp_path / "sentinel"
     folder.mkdir()
     nodes = RedisSentinel(folder)
     await to_thread.run_sync(nodes.start)
     try:
-        party = Party(tmp_path, nodes.url, account, lambda: [nodes.client(nodes.master)])
+        party = Party(
+            tmp_path,
+            f"{nodes.url}?durability={durability}",
+            account,
+            lambda: [nodes.client(nodes.master)],
+            lossless=not lossy,
+        )
 
         async def fail_over(*, losing: bool) -> None:
             master, replica = nodes.master, nodes.replica
@@ -50,12 +61,13 @@ async def test_sentinel(tmp_path: Path, account: Account, seconds: float) -> Non
                     "the old master follows the new one",
                 )
 
+        ways = [partial(fail_over, losing=True), partial(fail_over, losing=False)]
         async with party.run():
-            await party.harm(
-                seconds, partial(fail_over, losing=False), partial(fail_over, losing=True)
-            )
+            await party.harm(seconds, *(ways[:1] if seconds <= SHORT and not lossy else ways))
         # What was lost was seen by all, so all have been told.
-        assert all(any(room.resets for room in guest.rooms.values()) for guest in party.guests)
+        assert not lossy or all(
+            any(room.resets for room in guest.rooms.values()) for guest in party.guests
+        )
     finally:
         await to_thread.run_sync(nodes.stop)
 
@@ -68,21 +80,37 @@ def cluster(request: pytest.FixtureRequest) -> RedisCluster:
 async def test_cluster(
     cluster: RedisCluster, tmp_path: Path, account: Account, seconds: float
 ) -> None:
-    slots = [SLOTS[partition(f"room//{room}")] for room in ROOMS]
+    slots = [SLOTS[partition(room_channel("/", room))] for room in ROOMS]
 
     def masters() -> list[object]:
         owners = {cluster.owner(slot).port: cluster.owner(slot) for slot in (0, 8191, 16383)}
         return [cluster.client(owner) for owner in owners.values()]
 
-    party = Party(tmp_path, cluster.url, account, masters)  # type: ignore[arg-type]
+    party = Party(tmp_path, cluster.url, account, masters, lossless=False)  # type: ignore[arg-type]
 
-    async def kill_master() -> None:
-        account.did("master killed")
+    async def kill_master(*, losing: bool) -> None:
         slot = account.chance.choice(slots)
         victim = await to_thread.run_sync(cluster.owner, slot)
+        replica = await to_thread.run_sync(cluster.replica_of, victim)
+        if losing:
+            replica.pause()
+            with cluster.client(victim) as client:
+                client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+            await party.pass_time(0.3)
+        account.did("master killed with what it knew" if losing else "master killed")
         await to_thread.run_sync(victim.kill)
+        replica.resume()
         await party.pass_time(4)
         await to_thread.run_sync(cluster.mend)
 
+    async def move_slot() -> None:
+        account.did("slot moved")
+        slot = account.chance.choice(slots)
+        owner = await to_thread.run_sync(cluster.owner, slot)
+        others = [cluster.owner(number) for number in (0, 8191, 16383)]
+        target = account.chance.choice([other for other in others if other is not owner])
+        await to_thread.run_sync(cluster.move, slot, target)
+
     async with party.run():
-        await party.harm(seconds, kill_master)
+        ways = [partial(kill_master, losing=False), partial(kill_master, losing=True)]
+        await party.harm(seconds, move_slot, *(ways if seconds > SHORT else ways[:1]), move_slot)

@@ -21,7 +21,7 @@ async def test_killed_workers(
 ) -> None:
     server = own_redis(appendonly=True)
     party = Party(tmp_path, server.url, account, lambda: [redis.Redis(port=server.port)])
-    async with party.run(6, node=True):
+    async with party.run():
         ghost = party.invite("ghost", worker=1, returns=False)
         await until(lambda: ghost.present, lambda: "the ghost is not there")
         await party.pass_time(1)
@@ -50,7 +50,7 @@ async def test_cut_sockets(
 ) -> None:
     server = own_redis(appendonly=True)
     party = Party(tmp_path, server.url, account, lambda: [redis.Redis(port=server.port)])
-    async with party.run(6, node=True):
+    async with party.run():
 
         async def cut() -> None:
             await party.pass_time(2)

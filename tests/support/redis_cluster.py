@@ -124,18 +124,32 @@ class RedisCluster:
 
     def move(self, slot: int, target: RedisServer) -> None:
         """Hand over a slot with all its keys, as `redis-cli --cluster reshard` does."""
+        finish = self.begin_move(slot, target)
+        with self.client(self.owner(slot)) as here:
+            while keys := here.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+                self.migrate(here, target, *keys)
+        finish()
+
+    def begin_move(self, slot: int, target: RedisServer) -> Callable[[], None]:
+        """Begin to hand over a slot; the keys are to be migrated. Returns what ends it."""
         source = self.owner(slot)
         with self.client(source) as here, self.client(target) as there:
             ours = here.execute_command("CLUSTER MYID").decode()
             theirs = there.execute_command("CLUSTER MYID").decode()
             there.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ours)
             here.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", theirs)
-            while keys := here.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
-                here.execute_command(
-                    "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys
-                )
-            there.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
-            here.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
+
+        def finish() -> None:
+            for server in (target, source):
+                with self.client(server) as client:
+                    client.execute_command("CLUSTER SETSLOT", slot, "NODE", theirs)
+
+        return finish
+
+    @staticmethod
+    def migrate(source: Any, target: RedisServer, *keys: str) -> None:
+        """Hand over some keys of a slot that is on its way."""
+        source.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
 
     def __enter__(self) -> Self:
         try:

@@ -89,6 +89,21 @@ class RedisSentinel:
             if server is not None:
                 server.kill()
 
+    def add_user(self, user: str, password: str) -> str:
+        """Return the URL for a user of both servers whom `split_off` spares."""
+        for server in self.servers:
+            with self.client(server) as client:
+                rights = ("on", f">{password}", "~*", "&*", "+@all")
+                client.execute_command("ACL SETUSER", user, *rights)
+        return self.url.replace("//", f"//{user}:{password}@")
+
+    def split_off(self) -> None:
+        """Let the master be gone for its replica, the Sentinel and all without a user's name. For
+        the others it goes on being the master."""
+        with self.client(self.master) as client:
+            client.execute_command("ACL SETUSER default -@all +client|kill")
+            client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+
     def wait_for_promotion(self, of: RedisServer) -> None:
         """Wait until the Sentinel calls `of` the master, and it is one."""
 

@@ -38,6 +38,8 @@ class SessionStoreContract(StoreContract, ABC):
             assert len(secret) >= 32
             assert await other.secret() == secret
             assert await one.secret() == secret
+            # What it is already counts, whatever a process believes.
+            assert await other.secret(b"x" * 32) == secret
 
     async def test_a_session_is_resumed_as_it_was_with_its_next_generation(self) -> None:
         async with self.stores() as (one, other):
@@ -125,9 +127,11 @@ class SessionStoreContract(StoreContract, ABC):
                 await one.put(record, self.unit)
             await one.put(shortened, LONG)
             assert await other.resume(resumed.id, 1, LONG) is not None
-            await other.renew([renewed.id, shortened.id, self.channel("nobody")], LONG)
-            await one.renew([shortened.id], self.unit)
-            await one.renew([], LONG)
+            nobody = self.channel("nobody")
+            asked = [nobody, renewed.id, shortened.id]
+            assert await other.renew(asked, LONG) == [nobody]
+            assert await one.renew([shortened.id], self.unit) == []
+            assert await one.renew([], LONG) == []
             await self.advance(self.unit * 1.5)
             assert await one.resume(resumed.id, 2, LONG) is not None
             assert await one.resume(renewed.id, 1, LONG) is not None
@@ -138,7 +142,7 @@ class SessionStoreContract(StoreContract, ABC):
             record = self.record()
             await one.put(record, LONG)
             await one.end(record.id, 1)
-            await one.renew([record.id], LONG)
+            assert await one.renew([record.id], LONG) == [record.id]
             assert await one.resume(record.id, 1, LONG) is None
 
     async def test_an_ended_session_is_gone_everywhere(self) -> None:
