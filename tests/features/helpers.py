@@ -22,6 +22,9 @@ from tests.support.wsclient import Message, NativeClient, NativeError
 
 Serve = Callable[..., LiveServer]
 
+backend = "memory://"
+"""What `make` builds servers on; the tests of this folder set it."""
+
 
 class Names(AuthBackend):
     """The token is the user's id; without one, the client is anonymous."""
@@ -42,7 +45,7 @@ def make(**options: Any) -> Realtime:
         "shutdown_timeout": 1.0,
         **options,
     }
-    return Realtime("memory://", auth=Names(), options=Options(**settings))
+    return Realtime(backend, auth=Names(), options=Options(**settings))
 
 
 class House:
