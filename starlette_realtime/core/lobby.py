@@ -254,6 +254,9 @@ class Lobby:
         record = await self.runtime.sessions.resume(id, generation, self._record_ttl)
         if record is None:
             return None
+        if record.generation != self._generation_here(id) + 1:
+            # It may have a connection on another process.
+            await self.engine.tell(self.engine.session_channel(id), "$replaced", record.generation)
         kept = self._detached.pop(id, None)
         here = self.hub.sessions.get(id)
         if kept is not None:
@@ -270,13 +273,17 @@ class Lobby:
             session = Session(self.engine, connection, user)
             session.id = id
             session.status = record.status
-            await self.engine.tell(self.engine.session_channel(id), "$replaced", record.generation)
         session.generation = record.generation
         session.connection = connection
         session.outbox = connection.outbox
         session.user = user
         session.closed = False
         return session
+
+    def _generation_here(self, id: str) -> int:
+        """Return which generation of a session this process had last; -1 for none."""
+        found = self._detached[id][0] if id in self._detached else self.hub.sessions.get(id)
+        return found.generation if isinstance(found, Session) else -1
 
     @property
     def _record_ttl(self) -> float:
@@ -301,6 +308,9 @@ class Lobby:
     def control(self, channel: Channel, publication: Publication) -> None:
         """Take a message of another process, or this one, to the servers."""
         handlers = self.namespace.signals.get(publication.event)
+        if handlers is None and channel.room is not None:
+            room_type, _ = self.namespace.router.match(channel.room)
+            handlers = room_type.signals.get(publication.event)
         if handlers is not None or publication.event in ("$ask", "$answer"):
             try:
                 if handlers is None:

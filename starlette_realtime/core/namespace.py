@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -19,8 +20,17 @@ from ..protocols import payload
 from .handlers import Handler, caller_locals
 from .hub import Channel
 from .online import Online
-from .router import Feature, RoomOptions, RoomType, Router, Slow, _check_event_name
+from .router import (
+    Feature,
+    RoomOptions,
+    RoomType,
+    Router,
+    Slow,
+    _check_event_name,
+    _check_signal_name,
+)
 from .session import Member, Session
+from .timers import Timer
 from .turns import is_cancelled
 
 if TYPE_CHECKING:
@@ -81,6 +91,15 @@ class Signal(msgspec.Struct, frozen=True):
     publication: Publication
 
     @property
+    def namespace(self) -> str:
+        return self.engine.ns
+
+    @property
+    def room(self) -> str:
+        """Name of the room it was sent to; empty for a channel that is no room."""
+        return self.channel.room or ""
+
+    @property
     def sessions(self) -> list[Session]:
         """The channel's members on this process, those that connect just now included, without the
         one that is to be left out."""
@@ -94,12 +113,23 @@ class Signal(msgspec.Struct, frozen=True):
     def data(self) -> Any:
         return payload.load(self.publication.data)
 
-    def pass_on(self, event: str, data: Any) -> None:
-        """Let these members have an event instead."""
+    def pass_on(self, event: str, data: Any, *, volatile: bool | None = None) -> None:
+        """Let these members have an event instead; as `volatile` as the signal, unless told
+        otherwise."""
+        publication = self.publication
         changed = msgspec.structs.replace(
-            self.publication, event=event, data=payload.dump(data), id=""
+            publication,
+            event=event,
+            data=payload.dump(data),
+            id="",
+            volatile=publication.volatile if volatile is None else volatile,
         )
         self.engine.hub.received(self.channel.name, changed)
+
+    def later(self, delay: float, call: Callable[..., object], *arguments: Any) -> Timer:
+        """Call a function on this process in `delay` seconds, unless `cancel` is called on the
+        timer that is returned."""
+        return self.engine.runtime.timers.call_later(delay, partial(call, *arguments))
 
 
 class NamespaceFeature(Protocol):
@@ -165,8 +195,7 @@ class Namespace:
     def signal(self, name: str) -> Callable[[F], F]:
         """Register what is called, without waiting, with each `Signal` of this name ("$moved").
         `$interrupted` says that some may have been missed on a channel."""
-        if name[:1] != "$":
-            raise ConfigurationError(f"{name!r}: names of signals start with $")
+        _check_signal_name(name)
 
         def register(function: F) -> F:
             self.signals.setdefault(name, []).append(function)

@@ -91,6 +91,31 @@ class Room:
         )
         return await self._engine.publish(self, draft)
 
+    async def signal(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        exclude: Member | Session | None = None,
+        volatile: bool = False,
+        key: str = "",
+    ) -> None:
+        """Send a signal to all processes that have members of the room: what `RoomType.signal` has
+        registered there may pass it on to them. The rest is as in `publish`.
+
+        Raises:
+            BrokerUnavailable: the backend did not answer.
+        """
+        draft = Draft(
+            event=name,
+            data=payload.dump(data),
+            lane=Lane.NONE,
+            exclude=session_id(exclude),
+            volatile=volatile,
+            key=key,
+        )
+        await self._engine.publish(self, draft)
+
     async def gather(
         self,
         event: str,

@@ -19,6 +19,8 @@ from .session import Member
 if TYPE_CHECKING:
     from starlette.convertors import Convertor
 
+    from .namespace import Signal
+
 F = TypeVar("F", bound=Callable[..., Any])
 Slow = Literal["disconnect", "drop", "conflate"]
 Recent = Callable[[Sequence[Publication]], list[Any]]
@@ -93,6 +95,7 @@ class RoomType:
         self._around: Mapping[str, Any] | None = None
         self.missed: Missed | None = None
         self._followers: dict[str, list[Handler]] = {}
+        self.signals: dict[str, list[Callable[[Signal], None]]] = {}
         for feature in features:
             feature.install(self)
 
@@ -172,6 +175,17 @@ class RoomType:
         self.leavers.append(self._handler(function))
         return function
 
+    def signal(self, name: str) -> Callable[[F], F]:
+        """Register what is called, without waiting, with each `Signal` of this name ("$moved") that
+        `Room.signal` sends, on every process that has members of the room."""
+        _check_signal_name(name)
+
+        def register(function: F) -> F:
+            self.signals.setdefault(name, []).append(function)
+            return function
+
+        return register
+
     def view_recent(self, view: Recent) -> None:
         """Let `recentMessages` be what `view` makes of the newest kept publications, instead of
         the events themselves."""
@@ -237,6 +251,11 @@ def _check_event_name(name: str) -> None:
         raise ConfigurationError(f"{name!r}: names that start with '$' are the servers' own")
     if not name or len(name) > 255 or not name.isprintable():
         raise ConfigurationError(f"{name!r} cannot be the name of an event")
+
+
+def _check_signal_name(name: str) -> None:
+    if name[:1] != "$":
+        raise ConfigurationError(f"{name!r}: names of signals start with $")
 
 
 class Router:

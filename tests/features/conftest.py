@@ -15,6 +15,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    # What has no server has stores of its own, or none.
-    if "serve" in metafunc.fixturenames:
+    # What has no server, or asks for a Redis, has stores of its own, or none.
+    if "serve" in metafunc.fixturenames and "redis_url" not in metafunc.fixturenames:
         metafunc.parametrize("backend", ["memory", "redis"], indirect=True)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from starlette_realtime import Chat
+from starlette_realtime.core.namespace import Signal
 from starlette_realtime.core.room import Room
 from starlette_realtime.core.session import Member
 from starlette_realtime.core.timers import Timer
@@ -29,16 +30,45 @@ class Person:
     def __init__(self, user_id: str | None, session_id: str) -> None:
         self.user_id = user_id
         self.session_id = session_id
+        self.client_id = f"{session_id} connection"
         self.info = user_id
 
 
-class Hall:
-    """A room with a clock: it says what was published, and to the exclusion of whom."""
+class Word:
+    """A signal as a process gets it."""
 
-    def __init__(self) -> None:
+    namespace = "/"
+
+    def __init__(self, hall: Hall, process: int, data: Any, exclude: Person, volatile: bool):
+        self.hall = hall
+        self.process = process
+        self.room = hall.name
+        self.data = data
+        self.exclude = exclude
+        self.volatile = volatile
+
+    def pass_on(self, event: str, data: Any, *, volatile: bool | None = None) -> None:
+        # A slow member may miss that somebody types, never that it is over.
+        assert (self.volatile if volatile is None else volatile) == (event == START)
+        said = (event, data["userId"], self.exclude.session_id)
+        self.hall.said[self.process].append(said)
+
+    def later(self, delay: float, call: Callable[..., Any], *arguments: Any) -> Timer:
+        async def calls() -> None:
+            call(*arguments)
+
+        return self.hall.later(delay, calls)
+
+
+class Hall:
+    """A room with a clock, on some processes: for each, what its members were told, and to the
+    exclusion of whom."""
+
+    def __init__(self, processes: int) -> None:
         self.name = "hall"
         self.now = 1000.0
-        self.said: list[tuple[str, str | None, str]] = []
+        self.typing = [Typing(clock=self.clock) for _ in range(processes)]
+        self.said: list[list[tuple[str, str | None, str]]] = [[] for _ in range(processes)]
         self.timers: list[tuple[Timer, Callable[[], Awaitable[Any]]]] = []
 
     def clock(self) -> float:
@@ -49,9 +79,12 @@ class Hall:
         self.timers.append((timer, lambda: call(*arguments)))
         return timer
 
-    async def publish(self, event: str, data: Any, *, exclude: Person, **options: Any) -> None:
-        assert options.get("volatile") or options.get("keep") is False
-        self.said.append((event, data["userId"], exclude.session_id))
+    async def signal(
+        self, name: str, data: Any, *, exclude: Person, volatile: bool, key: str
+    ) -> None:
+        for process, typing in enumerate(self.typing):
+            word = cast(Signal, Word(self, process, data, exclude, volatile))
+            {"$typing": typing._heard, "$typed": typing._over}[name](word)
 
     async def wait(self, seconds: float) -> None:
         until = self.now + seconds
@@ -63,22 +96,26 @@ class Hall:
                 await entry[1]()
         self.now = until
 
-    def take(self) -> list[str]:
-        taken = [event for event, _, _ in self.said]
-        self.said.clear()
+    def take(self, process: int = 0) -> list[str]:
+        taken = [event for event, _, _ in self.said[process]]
+        self.said[process].clear()
         return taken
 
 
 class Scene:
-    def __init__(self) -> None:
-        self.hall = Hall()
-        self.typing = Typing(clock=self.hall.clock)
+    def __init__(self, processes: int = 1) -> None:
+        self.hall = Hall(processes)
 
-    async def types(self, person: Person) -> None:
-        await self.typing.typing(cast(Room, self.hall), cast(Member, person))
+    async def types(self, person: Person, process: int = 0) -> None:
+        typing = self.hall.typing[process]
+        await typing.typing(cast(Room, self.hall), cast(Member, person))
 
-    async def stops(self, person: Person) -> None:
-        await self.typing.stop(cast(Room, self.hall), cast(Member, person))
+    async def stops(self, person: Person, process: int = 0) -> None:
+        await self.hall.typing[process].stop(cast(Room, self.hall), cast(Member, person))
+
+    def kill(self, process: int) -> None:
+        """Nobody says any more what happens there."""
+        self.hall.typing[process]._devices.clear()
 
 
 ANN, DESK, BOB = Person("ann", "ann's phone"), Person("ann", "ann's desk"), Person("bob", "bob's")
@@ -88,11 +125,11 @@ START, STOP = "user-typing", "user-stopped-typing"
 async def test_typing_stops_by_itself_once() -> None:
     scene = Scene()
     await scene.types(ANN)
-    assert scene.hall.said == [(START, "ann", "ann's phone")]
+    assert scene.hall.said[0] == [(START, "ann", "ann's phone")]
     await scene.hall.wait(2.9)
     assert scene.hall.take() == [START]
     await scene.hall.wait(0.2)
-    assert scene.hall.said == [(STOP, "ann", "ann's phone")]
+    assert scene.hall.said[0] == [(STOP, "ann", "ann's phone")]
     await scene.hall.wait(60)
     assert scene.hall.take() == [STOP]
     assert not scene.hall.timers
@@ -162,6 +199,72 @@ async def test_a_device_that_fell_silent_does_not_keep_its_user_typing() -> None
     assert scene.hall.take() == [STOP]
 
 
+async def test_devices_on_two_processes_start_once_and_stop_once_for_everybody() -> None:
+    scene = Scene(processes=3)
+    await scene.types(ANN, 0)
+    await scene.hall.wait(0.5)
+    await scene.types(DESK, 1)
+    for process in range(3):
+        assert scene.hall.take(process) == [START]
+    await scene.stops(ANN, 0)
+    await scene.hall.wait(1)
+    for process in range(3):
+        assert scene.hall.take(process) == []
+    # The other one is told of as often, though nobody else types any more.
+    for _ in range(20):
+        await scene.types(DESK, 1)
+        await scene.hall.wait(0.1)
+    await scene.hall.wait(5)
+    for process in range(3):
+        assert scene.hall.take(process) == [START, START, STOP]
+    await scene.hall.wait(60)
+    assert not any(scene.hall.take(process) for process in range(3))
+
+
+async def test_many_devices_are_told_of_once_a_second() -> None:
+    scene = Scene(processes=2)
+    devices = [Person("ann", f"device {number}") for number in range(10)]
+    for _ in range(50):
+        for number, device in enumerate(devices):
+            await scene.types(device, number % 2)
+        await scene.hall.wait(0.1)
+    for process in range(2):
+        assert scene.hall.take(process) == [START] * 5
+    await scene.hall.wait(10)
+    for process in range(2):
+        assert scene.hall.take(process) == [STOP]
+
+
+async def test_a_session_that_goes_on_on_another_process_types_on() -> None:
+    scene = Scene(processes=2)
+    await scene.types(ANN, 0)
+    moved = Person("ann", ANN.session_id)
+    moved.client_id = "another connection"
+    for _ in range(4):
+        await scene.types(moved, 1)
+        await scene.hall.wait(1)
+    for process in range(2):
+        assert scene.hall.take(process) == [START] * 4
+    await scene.hall.wait(5)
+    for process in range(2):
+        assert scene.hall.take(process) == [STOP]
+
+
+async def test_a_process_that_is_lost_types_no_more() -> None:
+    scene = Scene(processes=2)
+    await scene.types(ANN, 0)
+    await scene.types(DESK, 1)
+    scene.kill(0)
+    await scene.stops(DESK, 1)
+    assert scene.hall.take(1) == [START]
+    await scene.hall.wait(4.9)
+    assert scene.hall.take(1) == []
+    await scene.hall.wait(0.2)
+    assert scene.hall.take(1) == [STOP]
+    await scene.hall.wait(60)
+    assert scene.hall.take(1) == []
+
+
 async def test_people_type_independently_and_nothing_is_left_of_them() -> None:
     scene = Scene()
     crowd = [Person(f"user {number}", f"session {number}") for number in range(200)]
@@ -171,8 +274,9 @@ async def test_people_type_independently_and_nothing_is_left_of_them() -> None:
     assert scene.hall.take() == [START] * 202
     await scene.hall.wait(4)
     assert scene.hall.take() == [STOP] * 202
-    assert not scene.hall.timers
-    assert not scene.typing._typists
+    assert all(timer.cancelled for timer, _ in scene.hall.timers)
+    (typing,) = scene.hall.typing
+    assert not typing._typists and not typing._devices
 
 
 async def test_what_a_stopped_server_left_behind_is_no_obstacle() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -126,6 +126,26 @@ def app_of(realtime: Realtime) -> Callable[..., Any]:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         runtime_loops[realtime] = asyncio.get_running_loop()
         await realtime(scope, receive, send)
+
+    return app
+
+
+def side_by_side(made: list[Realtime]) -> Any:
+    """One app with each of them under `/0`, `/1`, …"""
+    apps = [app_of(realtime) for realtime in made]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            async with AsyncExitStack() as stack:
+                await receive()
+                for realtime in made:
+                    await stack.enter_async_context(realtime.run())
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        number, _, rest = scope["path"][1:].partition("/")
+        await apps[int(number)]({**scope, "path": "/" + rest}, receive, send)
 
     return app
 

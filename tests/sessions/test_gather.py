@@ -28,7 +28,16 @@ from starlette_realtime.inbox.memory import MemoryInbox
 from starlette_realtime.limits.memory import MemoryLimits
 from starlette_realtime.presence.memory import MemoryPresence
 from starlette_realtime.sessions.memory import MemorySessions
-from tests.sessions.helpers import Names, app_of, client, gone, make, of_user, threadsafe
+from tests.sessions.helpers import (
+    Names,
+    app_of,
+    client,
+    gone,
+    make,
+    of_user,
+    side_by_side,
+    threadsafe,
+)
 from tests.support.server import LiveServer
 from tests.support.wsclient import NativeClient
 
@@ -273,26 +282,6 @@ def processes(number: int, **room: Any) -> list[Realtime]:
         realtime.room("chat/{id}", **room)
         made.append(realtime)
     return made
-
-
-def side_by_side(made: list[Realtime]) -> Any:
-    """One app with each of them under `/0`, `/1`, …"""
-    apps = [app_of(realtime) for realtime in made]
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            async with AsyncExitStack() as stack:
-                await receive()
-                for realtime in made:
-                    await stack.enter_async_context(realtime.run())
-                await send({"type": "lifespan.startup.complete"})
-                await receive()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-        number, _, rest = scope["path"][1:].partition("/")
-        await apps[int(number)]({**scope, "path": "/" + rest}, receive, send)
-
-    return app
 
 
 @pytest.mark.parametrize("presence", ["full", "none"])
