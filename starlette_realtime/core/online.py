@@ -139,6 +139,8 @@ class Online:
         assert user_id is not None
         engine = session.engine
         id = new_id()
+        # Here at once, so that it is true when the client is told so; elsewhere a moment later.
+        await session.set_status(status)
         await engine.tell(engine.user_channel(user_id), "$status", [status, id])
         to = engine.everyone_channel if self.everyone else self.channel(engine, user_id)
         await engine.runtime.broker.publish(to, self._draft(user_id, status), _NOTHING)
