@@ -78,7 +78,7 @@ static void retry(struct peer *p) {
 static void envelope(const char *payload, size_t len) {
     char text[70000];
     if (len > sizeof text - 256) return;
-    int head = sprintf(text, "{\"type\":\"broadcast\",\"room\":\"bench/hot\",\"offset\":%lu,\"data\":\"", ++offset);
+    int head = sprintf(text, "{\"type\":\"broadcast\",\"room\":\"hot\",\"offset\":%lu,\"data\":\"", ++offset);
     memcpy(text + head, payload, len);
     memcpy(text + (size_t)head + len, "\"}", 2);
     size_t size = (size_t)head + len + 2;

@@ -339,8 +339,9 @@ CASES: dict[str, Case] = {
             "the same on plain ASGI servers, without the package's protocol class",
             Parameters(
                 peers=(
-                    *("realtime-uvicorn", "realtime-hypercorn", "realtime-granian"),
-                    "python-socketio",
+                    *("realtime-unmodified", "realtime-uvicorn"),
+                    *("realtime-hypercorn", "realtime-granian"),
+                    *("python-socketio", "python-socketio-hypercorn", "python-socketio-granian"),
                 )
             ),
             _fanout,

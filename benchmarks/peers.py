@@ -70,20 +70,20 @@ NATIVE = Dialect(
     steps=(
         ("send", '{"type":"connect","data":{"token":"{token}"}}'),
         ("expect", '"connected"'),
-        ("send", '{"type":"join","room":"bench/hot"}'),
+        ("send", '{"type":"join","room":"hot"}'),
         ("expect", '"joined"'),
     ),
     again=(
         ("send", '{"type":"connect","data":{"token":"{token}"}}'),
         ("expect", '"connected"'),
-        ("send", '{"type":"join","room":"bench/hot","since":{cap}}'),
+        ("send", '{"type":"join","room":"hot","since":{cap}}'),
         ("expect", '"recovered":true'),
     ),
     capture='"position":',
-    publish='{"type":"broadcast","room":"bench/hot","data":"{payload}"}',
+    publish='{"type":"broadcast","room":"hot","data":"{payload}"}',
     ping=('{"type":"ping"}', '{"type":"pong"}'),
     fail='"error"',
-    fill=('{"type":"join","room":"bench/filler-{n}"}', '"joined"'),
+    fill=('{"type":"join","room":"filler-{n}"}', '"joined"'),
     fill_steps=2,
 )
 
@@ -119,18 +119,18 @@ def _program(*words: str) -> Callable[[int], list[str]]:
     return lambda port: [*words, str(port)]
 
 
-def _hypercorn(port: int) -> list[str]:
-    return [
-        *(str(PYTHON), "-m", "hypercorn", "benchmarks.servers.realtime_app:app"),
+def _hypercorn(app: str) -> Callable[[int], list[str]]:
+    return lambda port: [
+        *(str(PYTHON), "-m", "hypercorn", f"benchmarks.servers.{app}:app"),
         *("--bind", f"127.0.0.1:{port}", "--log-level", "WARNING"),
     ]
 
 
-def _granian(port: int) -> list[str]:
-    return [
+def _granian(app: str) -> Callable[[int], list[str]]:
+    return lambda port: [
         *(str(PYTHON), "-m", "granian", "--interface", "asgi", "--host", "127.0.0.1"),
         *("--port", str(port), "--workers", "1", "--loop", "asyncio", "--no-log"),
-        "benchmarks.servers.realtime_app:app",
+        f"benchmarks.servers.{app}:app",
     ]
 
 
@@ -157,15 +157,26 @@ PEERS: dict[str, Peer] = {
             NATIVE,
         ),
         Peer(
+            "realtime-unmodified",
+            "starlette-realtime, unmodified uvicorn",
+            _uvicorn("realtime_app", *SANSIO),
+            NATIVE,
+        ),
+        Peer(
             "realtime-uvicorn",
-            "starlette-realtime, unmodified uvicorn, plain ASGI",
+            "starlette-realtime, uvicorn, a middleware around `send`",
             _uvicorn("realtime_app", *SANSIO),
             NATIVE,
             environment={"BENCH_PLAIN": "1"},
             deflate={"BENCH_PLAIN": "1"},
         ),
-        Peer("realtime-hypercorn", "starlette-realtime, hypercorn", _hypercorn, NATIVE),
-        Peer("realtime-granian", "starlette-realtime, granian", _granian, NATIVE),
+        Peer(
+            "realtime-hypercorn",
+            "starlette-realtime, hypercorn",
+            _hypercorn("realtime_app"),
+            NATIVE,
+        ),
+        Peer("realtime-granian", "starlette-realtime, granian", _granian("realtime_app"), NATIVE),
         Peer(
             "python-socketio",
             "python-socketio on uvicorn",
@@ -175,6 +186,20 @@ PEERS: dict[str, Peer] = {
             ordered=False,
             deflate={},
             deflate_command=_uvicorn("python_socketio_app", *SANSIO),
+        ),
+        Peer(
+            "python-socketio-hypercorn",
+            "python-socketio on hypercorn",
+            _hypercorn("python_socketio_app"),
+            SOCKETIO,
+            ordered=False,
+        ),
+        Peer(
+            "python-socketio-granian",
+            "python-socketio on granian",
+            _granian("python_socketio_app"),
+            SOCKETIO,
+            ordered=False,
         ),
         Peer(
             "litestar",

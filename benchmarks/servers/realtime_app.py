@@ -33,7 +33,7 @@ realtime = Realtime(
 )
 # Members are counted, but arrivals are not announced: no peer does that, and N clients that join
 # would cause N² messages which are not what is measured.
-realtime.room("bench/{name}", presence="counts", recent=0)
+realtime.room("{name}", presence="counts", recent=0)
 
 
 def plain(inner: ASGIApp) -> ASGIApp:

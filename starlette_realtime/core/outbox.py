@@ -88,7 +88,6 @@ class Outbox:
         "_husks",
         "_keys",
         "_overflow",
-        "_queue",
         "_wake",
         "closed",
         "congested",
@@ -97,6 +96,7 @@ class Outbox:
         "dropped",
         "groups",
         "limit",
+        "queue",
         "size",
         "soft",
         "wire",
@@ -130,7 +130,8 @@ class Outbox:
         self.dropped = 0
         self._wake = wake
         self._overflow = overflow
-        self._queue: list[Chunk | _Keyed] = []
+        # What waits, oldest first; others may see whether anything does.
+        self.queue: list[Chunk | _Keyed] = []
         self._keys: dict[str, _Keyed] | None = None
         self._husks = 0
 
@@ -145,7 +146,7 @@ class Outbox:
         if self.congested and volatile:
             self.dropped += 1
             return
-        self._queue.append(self._keyed(chunk, key) if key else chunk)
+        self.queue.append(self._keyed(chunk, key) if key else chunk)
         self.size = size = self.size + len(chunk)
         if size > self.soft:
             self.congested = True
@@ -158,7 +159,7 @@ class Outbox:
 
     def _first(self) -> Chunk:
         """What is next: it does not count, or one large message would be too much by itself."""
-        first = self._queue[0]
+        first = self.queue[0]
         return first.chunk if isinstance(first, _Keyed) else first
 
     def _keyed(self, chunk: Chunk, key: str) -> _Keyed:
@@ -175,9 +176,9 @@ class Outbox:
             older.chunk = b""
             self.dropped += 1
             self._husks += 1
-            if self._husks > 1000 and self._husks * 2 > len(self._queue):
+            if self._husks > 1000 and self._husks * 2 > len(self.queue):
                 # What was replaced counts no bytes, but has a place in the queue each.
-                self._queue = [e for e in self._queue if not isinstance(e, _Keyed) or e.chunk]
+                self.queue = [e for e in self.queue if not isinstance(e, _Keyed) or e.chunk]
                 self._husks = 0
         keyed = self._keys[key] = _Keyed(chunk, key)
         return keyed
@@ -195,10 +196,10 @@ class Outbox:
 
     def take(self) -> list[Chunk]:
         """Return all that waits, oldest first, and keep it no longer."""
-        queue = self._queue
+        queue = self.queue
         if not queue:
             return []
-        self._queue = []
+        self.queue = []
         self._husks = 0
         self.size = 0
         self.congested = False
@@ -213,7 +214,7 @@ class Outbox:
         write = self.write
         if self.closed or write is None:
             return
-        queue = self._queue
+        queue = self.queue
         for number, entry in enumerate(queue):
             chunk = entry
             if isinstance(chunk, _Keyed):
@@ -222,9 +223,9 @@ class Outbox:
                 chunk = chunk.chunk
             self.size -= len(chunk)
             if chunk and not write(chunk):
-                self._queue = queue[number + 1 :]
+                self.queue = queue[number + 1 :]
                 return
-        self._queue = []
+        self.queue = []
         self._husks = 0
         self.congested = False
         if self.direct is None:
@@ -237,6 +238,6 @@ class Outbox:
         self.closed = True
         self._stop()
         self.write = self._wake = None
-        self._queue = []
+        self.queue = []
         self._keys = None
         self.size = 0

@@ -50,7 +50,7 @@ class Bell(Protocol):
     """Wakes one task, any number of times. Rung while nobody waits, it wakes the next one to."""
 
     def ring(self) -> None: ...
-    async def wait(self) -> None: ...
+    def wait(self) -> Awaitable[object]: ...
 
 
 def bell() -> Bell:
@@ -71,19 +71,19 @@ class _FutureBell:
 
     def ring(self) -> None:
         waiter = self._waiter
-        if waiter is None:
+        if waiter is None or waiter.done():
             self._rung = True
-        elif not waiter.done():
+        else:
+            self._waiter = None
             waiter.set_result(None)
 
-    async def wait(self) -> None:
-        if not self._rung:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self._rung = False
+    def wait(self) -> asyncio.Future[None]:
+        # The future itself: a coroutine around it would cost as much again.
+        waiter = self._waiter = self._loop.create_future()
+        if self._rung:
+            self._rung = False
+            self.ring()
+        return waiter
 
 
 class _EventBell:

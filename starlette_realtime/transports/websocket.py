@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import anyio
@@ -488,17 +488,19 @@ class _Pump:
             self._done.set()
 
     async def _write(self, outbox: Outbox) -> None:
-        wire = outbox.wire
+        send, wait, wire = self._send, self.bell.wait, outbox.wire
         while True:
-            chunks = outbox.take()
-            if not chunks:
+            if not outbox.queue:
                 if self._last:
                     return
-                await self.bell.wait()
+                await wait()
                 continue
-            joined = wire.join(chunks) if len(chunks) > 1 else chunks[0]
-            for chunk in chunks if joined is None else (joined,):
-                await self._send({"type": "websocket.send", "text": chunk})
+            chunks: Sequence[Chunk] = outbox.take()
+            if len(chunks) > 1:
+                joined = wire.join(chunks)
+                chunks = chunks if joined is None else (joined,)
+            for chunk in chunks:
+                await send({"type": "websocket.send", "text": chunk})
 
     async def finish(self) -> None:
         """Write what waits, and no more."""

@@ -135,5 +135,5 @@ def test_what_is_replaced_leaves_nothing_behind() -> None:
     for _ in range(20_000):
         wire.outbox.push("y" * 100, key="price")
     assert wire.overflows == 0
-    assert len(wire.outbox._queue) < 2100
+    assert len(wire.outbox.queue) < 2100
     assert wire.outbox.take() == ["x" * 500, "y" * 100]
