@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -204,3 +205,37 @@ async def test_a_storm_of_arrivals_in_a_counted_room_tells_nobody() -> None:
         joined = await people[-1].ask("join", "r")
         assert (joined["members"], joined["count"]) == ([], 50)
         assert watcher.take() == []
+
+
+async def _calls(members: int, others: int) -> int:
+    """How many functions are called for one publication in a room of `members`, beside `others`."""
+    async with house(quiet, max_rooms=others) as running:
+        elsewhere = await running.enter()
+        for number in range(others):
+            await elsewhere.session.join(f"other-{number}")
+        for _ in range(members):
+            client = await running.enter()
+            await client.ask("join", "r")
+            client.session.outbox.direct = lambda chunk: True
+        counted = 0
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            nonlocal counted
+            counted += event in ("call", "c_call")
+
+        await running.publish("r", data="warm")
+        await running.settle()
+        sys.setprofile(count)
+        try:
+            await running.publish("r", data="x")
+            await running.settle()
+        finally:
+            sys.setprofile(None)
+        return counted
+
+
+async def test_a_delivery_is_one_call_however_much_else_there_is() -> None:
+    few, many = await _calls(50, 0), await _calls(150, 0)
+    assert (many - few) / 100 < 1.2
+    # Nor does it matter how many rooms there are, and sessions in them.
+    assert abs(await _calls(50, 1000) - few) < 40

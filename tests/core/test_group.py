@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -83,3 +85,41 @@ def test_who_has_the_descriptor_of_one_that_has_gone_stays_fast(
     heir.heard()
     group.write(b"y", set())
     assert (heir.heard(), heir.direct) == (b"y", [])
+
+
+def _steps(call: Callable[[], object]) -> int:
+    """How many functions Python calls for `call`, those written in C included."""
+    counted = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal counted
+        counted += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
+def test_a_member_costs_a_system_call_and_nothing_else(peers: list[Peer]) -> None:
+    # No step of Python, and no block of memory that stays, for each of those that are ready.
+    few, many = group_of(peers), Group()
+    crowd = [Peer() for _ in range(200)]
+    try:
+        for peer in crowd:
+            many.add(peer.outbox, peer)
+        for group in (few, many):
+            group.write(b"warm", set())
+        assert _steps(lambda: many.write(b"x", set())) == _steps(lambda: few.write(b"x", set()))
+        gc.collect()
+        before = sys.getallocatedblocks()
+        for _ in range(10):
+            many.write(b"y", set())
+        assert sys.getallocatedblocks() - before < 20
+        assert crowd[-1].heard() == b"warmx" + b"y" * 10
+    finally:
+        for peer in crowd:
+            os.close(peer.here)
+            os.close(peer.there)
