@@ -125,7 +125,12 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture(scope="session")
 def restricted(redis_server: RedisServer) -> str:
     """The session's Redis for a user who may do what docs/deployment.md says, and no more."""
-    redis_server.command_line("ACL", "SETUSER", "realtime", "reset", *documented_rights())
+    # Nor may it look for keys, or read all of something that grows with rooms or members.
+    looking = ["-keys", "-scan", "-hscan", "-sscan", "-zscan", "-hgetall", "-hkeys", "-hvals"]
+    answer = redis_server.command_line(
+        "ACL", "SETUSER", "realtime", "reset", *documented_rights(), *looking
+    )
+    assert answer == b"+OK\r\n", answer
     return f"redis://realtime:password@127.0.0.1:{redis_server.port}/0"
 
 
