@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -50,6 +50,7 @@ LOOK: Final = 5.0
 master that was replaced and does not know goes on answering."""
 BATCH: Final = 256
 """Names that one script works on, where it works on many."""
+BATCHES_AT_ONCE: Final = 4
 
 # Answers that mean "not now", by their first word. redis-py knows only some of them.
 _PASSING = ("LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN")
@@ -407,6 +408,19 @@ class RedisServer:
         for where, indexes in by_partition.items():
             for start in range(0, len(indexes), BATCH):
                 yield where, indexes[start : start + BATCH]
+
+    async def in_batches(
+        self, names: Sequence[str], work: Callable[[int, list[int]], Awaitable[None]]
+    ) -> None:
+        """Await `work` for each of the `batches`, a few at a time: however many there are, what
+        others ask in the meantime does not wait behind all of them."""
+        batches = self.batches(names)
+
+        async def some() -> None:
+            for batch in batches:
+                await work(*batch)
+
+        await asyncio.gather(*(some() for _ in range(BATCHES_AT_ONCE)))
 
     async def run(
         self, partition: int, script: Script, keys: list[str], *arguments: Argument, **how: Any

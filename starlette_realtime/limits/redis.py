@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -56,8 +55,7 @@ class RedisLimits(LimitStore):
             holders = [asked[index][1] for index in batch]
             await self._server.run(where, _RENEW, keys, milliseconds(ttl), *holders)
 
-        batches = self._server.batches([key for key, _ in asked])
-        await asyncio.gather(*(renew(*batch) for batch in batches))
+        await self._server.in_batches([key for key, _ in asked], renew)
 
     async def release(self, key: str, holder: str) -> None:
         await self._server.call(partition(key), "ZREM", self._key("n", key), holder)

@@ -109,8 +109,7 @@ class RedisPresence(PresenceStore):
             order = [index for indexes in by_channel.values() for index in indexes]
             gone.update(order[place - 1] for place in missing)
 
-        batches = self._server.batches([channel for channel, _ in asked])
-        await asyncio.gather(*(renew(*batch) for batch in batches))
+        await self._server.in_batches([channel for channel, _ in asked], renew)
         return [lease for index, lease in enumerate(asked) if index in gone]
 
     async def update(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -74,14 +73,15 @@ class RedisSessions(SessionStore):
         return SessionRecord(id, kept.ns, kept.user_id, found[0], kept.status)
 
     async def renew(self, ids: list[str], ttl: float) -> list[str]:
-        async def renew(where: int, batch: list[int]) -> list[str]:
-            keys = [self._key(ids[index]) for index in batch]
-            gone = await self._server.run(where, _RENEW, keys, milliseconds(ttl))
-            return [ids[batch[place - 1]] for place in gone]
+        gone: list[str] = []
 
-        batches = self._server.batches(ids)
-        gone = await asyncio.gather(*(renew(*batch) for batch in batches))
-        return [id for some in gone for id in some]
+        async def renew(where: int, batch: list[int]) -> None:
+            keys = [self._key(ids[index]) for index in batch]
+            missing = await self._server.run(where, _RENEW, keys, milliseconds(ttl))
+            gone.extend(ids[batch[place - 1]] for place in missing)
+
+        await self._server.in_batches(ids, renew)
+        return gone
 
     async def end(self, id: str, generation: int) -> None:
         await self._server.run(partition(id), _END, [self._key(id)], generation)

@@ -102,8 +102,8 @@ async def test_a_worker_is_killed_in_the_middle_of_a_conversation(
             await guest.is_connected()
         texts = await ann.texts()
         assert texts == await bob.texts()
-        for guest in ("ann", "bob"):
-            own = [text for text in texts if text.startswith(guest)]
+        for name in ("ann", "bob"):
+            own = [text for text in texts if text.startswith(name)]
             assert own == sorted(own, key=lambda text: "after" in text)
         # She is on another worker, and they go on as if nothing had been.
         await ann.say("still there?")

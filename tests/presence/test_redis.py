@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
 import redis
 
@@ -121,3 +122,27 @@ async def test_a_server_without_memory_leaves_everything_as_it_was(
         page = await one.broker.page("room", limit=1)
         recovery = await one.broker.recover("room", Position(page.position.epoch, 0), 10)
         assert [p.event for p in recovery.publications] == ["arrived", "departed"]
+
+
+async def test_renewing_many_leases_keeps_nobody_waiting(redis_url: str) -> None:
+    """A process of many rooms renews them all at once; what is published in the meantime is not
+    behind all of that."""
+    async with two_stores(redis_url) as (one, _):
+        server = one.presence._server  # type: ignore[attr-defined]
+        await one.presence.renew([("room", "nobody")], 60)
+        await one.broker.publish("room", Draft(event="said", data=b"1"), Retention())
+        leases = [(f"room{number}", "nobody") for number in range(20_000)]
+        done: list[str] = []
+
+        async def renew() -> None:
+            assert await one.presence.renew(leases, 60) == leases
+            done.append("renewed")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(renew)
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            assert sum(pipe.load for node in server._nodes.values() for pipe in node._pipes) < 10
+            await one.broker.publish("room", Draft(event="said", data=b"1"), Retention())
+            done.append("published")
+        assert done == ["published", "renewed"]
