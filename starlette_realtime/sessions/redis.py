@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from .._redis import RedisServer, RedisURL, load
-from .._redis.keys import milliseconds, partition
+from .._redis.keys import chance, milliseconds, partition
 from .base import SessionRecord, SessionStore
 
 _PUT = load(__package__, "put.lua", stream=False)
@@ -31,8 +31,8 @@ _decode = msgspec.msgpack.Decoder(_Kept).decode
 
 
 class RedisSessions(SessionStore):
-    """Sessions in Redis, which forgets them when their time is over. A session that was resumed by
-    a call whose answer was lost may skip a generation.
+    """Sessions in Redis, which forgets them when their time is over. A call whose answer was lost
+    is tried again, and then resumes a session no second time.
 
     Args:
         server: a URL, or the server that other stores share.
@@ -65,7 +65,7 @@ class RedisSessions(SessionStore):
 
     async def resume(self, id: str, generation: int, ttl: float) -> SessionRecord | None:
         found = await self._server.run(
-            partition(id), _RESUME, [self._key(id)], generation, milliseconds(ttl)
+            partition(id), _RESUME, [self._key(id)], generation, milliseconds(ttl), chance()
         )
         if not found:
             return None
