@@ -514,10 +514,13 @@ class RedisServer:
             commands.append(("WAIT", 1, int(self.url.timeout * 1000)))
         answers = pipe.ask(*commands)
         if len(answers) > 1:
-            await asyncio.wait(answers)
-            for each in answers:
-                # Looked at, so that none counts as an error that nobody saw.
-                each.exception()
+            try:
+                await asyncio.wait(answers)
+            finally:
+                for each in answers:
+                    # Looked at, or given up, so that none counts as an error that nobody saw.
+                    if not each.cancel():
+                        each.exception()
         try:
             answer = await answers[int(asking)]
         except NoScriptError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -487,6 +488,23 @@ async def test_without_a_replica_replicated_durability_confirms_nothing(own_redi
             await broker.publish("room", said(1), KEEP)
         # What is not kept needs none.
         await broker.publish("room", said(1, lane=Lane.NONE), KEEP)
+
+
+async def test_giving_up_on_a_replica_leaves_no_error_that_nobody_saw(
+    own_redis: Own, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = own_redis()
+    broker = RedisBroker(f"{server.url}?patience=0.3&timeout=0.5&pool=1&durability=replicated")
+    async with broker.run(Recorder()):
+        # The server does not know the script, and says so before the replica's time is over.
+        for number in range(2):
+            try:
+                await broker.publish("room", said(number), KEEP)
+            except BrokerUnavailable:
+                pass
+        await broker.page("room", limit=1)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 class TestCluster:
