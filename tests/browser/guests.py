@@ -8,7 +8,7 @@ from playwright.async_api import Page, expect
 
 from tests.support.browser import PageFactory
 
-PHONE = {"width": 375, "height": 740}
+PHONE = {"width": 360, "height": 740}
 
 LOST = r"WebSocket connection to|ERR_CONNECTION_REFUSED|ERR_INTERNET_DISCONNECTED"
 """What Chromium writes to the console when a connection cannot be made; no page can prevent it."""
@@ -75,6 +75,25 @@ class Guest:
         """Waits until exactly these people are listed."""
         await expect(self.page.locator("#members .name")).to_have_text(
             [*sorted(names)], timeout=15_000
+        )
+
+    async def watches_typing(self) -> None:
+        """Keeps all that the line about who types says from now on: it may be short, and the test
+        slow to look."""
+        await self.page.locator("#typing").evaluate(
+            """line => {
+                 const record = document.body.dataset;
+                 record.typing = "";
+                 const keep = () => (record.typing += `${line.textContent}|`);
+                 new MutationObserver(keep).observe(line, { childList: true });
+               }"""
+        )
+
+    async def saw_typing(self, *lines: str) -> None:
+        """Waits until the line has said exactly this, one after the other."""
+        said = "".join(f"{line}|" for line in lines)
+        await expect(self.page.locator("body")).to_have_attribute(
+            "data-typing", said, timeout=30_000
         )
 
     async def open_room(self, title: str) -> None:

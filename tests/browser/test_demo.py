@@ -316,6 +316,17 @@ async def test_on_a_phone(demo: LiveServer, page: PageFactory) -> None:
     await expect(members).to_be_hidden()
     await expect(ann.page.locator("#send")).to_be_in_viewport()
 
+    # A button that is not shown is not touched; a tap on the message shows it.
+    await ann.say("mine")
+    trash = ann.page.get_by_role("button", name="Delete this message")
+    box = await trash.bounding_box()
+    assert box is not None
+    await ann.page.touchscreen.tap(box["x"] + 5, box["y"] + 5)
+    await expect(ann.page.locator("#messages .message.open")).to_have_count(1)
+    await expect(ann.page.get_by_role("dialog")).to_have_count(0)
+    await trash.tap()
+    await expect(ann.page.get_by_role("dialog")).to_have_count(1)
+
 
 async def test_with_the_keyboard_alone(demo: LiveServer, page: PageFactory) -> None:
     opened = await page(demo.http("/"), viewport=PHONE)
@@ -406,17 +417,18 @@ async def test_calm_where_motion_is_not_wanted(demo: LiveServer, page: PageFacto
 
 async def test_typing_is_shown_and_ends(demo: LiveServer, page: PageFactory) -> None:
     ann, bob = await two(page, demo.http("/"))
-    typing = bob.page.locator("#typing")
+    for guest in (ann, bob):
+        await guest.watches_typing()
     await ann.page.locator("#field").fill("hel")
-    await expect(typing).to_have_text("Ann is writing…")
+    await bob.saw_typing("Ann is writing…")
     await ann.page.locator("#field").fill("")
-    await expect(typing).to_have_text("")
+    await bob.saw_typing("Ann is writing…", "")
     await ann.page.locator("#field").fill("hello")
-    await expect(typing).to_have_text("Ann is writing…")
+    await bob.saw_typing("Ann is writing…", "", "Ann is writing…")
     await ann.page.keyboard.press("Enter")
     await bob.sees("hello")
-    await expect(typing).to_have_text("")
-    await expect(ann.page.locator("#typing")).to_have_text("")
+    await bob.saw_typing("Ann is writing…", "", "Ann is writing…", "")
+    await ann.saw_typing()
 
 
 async def test_own_messages_are_edited_and_deleted(demo: LiveServer, page: PageFactory) -> None:
@@ -436,6 +448,13 @@ async def test_own_messages_are_edited_and_deleted(demo: LiveServer, page: PageF
     await expect(field).to_have_value("the second")
     await field.press("Escape")
     await expect(field).to_have_value("")
+    # What was being written waits meanwhile.
+    await field.fill("unsent")
+    await first.get_by_role("button", name="Edit this message").click()
+    await expect(field).to_have_value("the first")
+    await field.press("Escape")
+    await expect(field).to_have_value("unsent")
+    await field.fill("")
     await field.evaluate("field => field.removeAttribute('maxlength')")
     # A refusal puts back what was there, and says why.
     await field.press("ArrowUp")
@@ -465,8 +484,19 @@ async def test_private_messages_reach_one_person(demo: LiveServer, page: PageFac
     await ann.sees("just you")
     entry = bob.page.locator("#directs .entry", has_text="Ann")
     await expect(entry.locator(".badge")).to_have_text("1 unread")
+    # A reload takes neither the conversation nor what is new in it.
+    await bob.page.reload()
+    await bob.is_connected()
+    await expect(entry.locator(".badge")).to_have_text("1 unread")
+    read = ann.page.locator("#messages .state")
+    await expect(read).to_have_count(0)
     await entry.click()
     await bob.sees("just you")
+    await expect(read).to_have_text(["Read"])
+    await bob.page.reload()
+    await expect(bob.page.locator("#title")).to_have_text("Ann")
+    await bob.sees("just you")
+    await expect(entry.locator(".badge")).to_be_hidden()
     await bob.say("and you")
     await ann.sees("just you", "and you")
     await expect(cara.page.locator("#direct")).to_be_hidden()

@@ -115,12 +115,12 @@ async def test_typing_ends_by_itself(url: str, page: PageFactory) -> None:
     ann = await Guest.enter(page, url, "Ann")
     bob = await Guest.enter(page, url, "Bob")
     cy = await Guest.enter(page, url, "Cy")
+    for guest in (bob, cy):
+        await guest.watches_typing()
     began = time.monotonic()
     await ann.page.locator("#field").fill("let me thi")
     for guest in (bob, cy):
-        await expect(guest.page.locator("#typing")).to_have_text("Ann is writing…")
-    for guest in (bob, cy):
-        await expect(guest.page.locator("#typing")).to_have_text("")
+        await guest.saw_typing("Ann is writing…", "")
     # Ann's words still stand there unsent: it was the time that ended it, the server's 3 s.
     assert time.monotonic() - began >= 3
     await expect(ann.page.locator("#field")).to_have_value("let me thi")

@@ -78,8 +78,27 @@ byId("welcome-form").addEventListener("submit", async (/** @type {SubmitEvent} *
   }
 });
 
+/** What is open in this window, and what is new there: a reload changes none of it. */
+function rememberOpen() {
+  const open = [...conversations.values()].map(({ id, title, unread }) => ({ id, title, unread }));
+  sessionStorage.setItem("chat-open", JSON.stringify({ open, shown: current.id }));
+}
+
+function openAgain() {
+  const { open, shown } = JSON.parse(sessionStorage.getItem("chat-open") ?? "null") ?? { open: [] };
+  for (const { id, title, unread } of open) {
+    const known = conversations.get(id);
+    if (!known && id.startsWith("@") && !can("private-message")) continue;
+    const conversation = known ?? (id.startsWith("@") ? direct(id.slice(1), title) : new Conversation(id, title));
+    conversation.unread = unread;
+    conversations.set(id, conversation);
+  }
+  current = conversations.get(shown) ?? current;
+}
+
 byId("sign-out").addEventListener("click", () => {
   remember(null);
+  sessionStorage.removeItem("chat-open");
   client.close();
   location.reload();
 });
@@ -106,7 +125,9 @@ function enter() {
   client.on("message-read", (data) => onRead(data));
   current = new Conversation(HOME, "General");
   conversations.set(HOME, current);
+  openAgain();
   connect();
+  seen();
   render();
   byId("field").focus();
 }
@@ -370,10 +391,11 @@ function onPrivate(letter) {
 
 /** @param {any} data a private message was read, by whom it was for or on another device of mine */
 function onRead(data) {
-  if (data?.userId !== client.userId) return;
-  for (const conversation of conversations.values()) {
-    if (conversation.direct) conversation.readElsewhere(data.messageId);
-  }
+  if (data?.userId === client.userId) {
+    for (const conversation of conversations.values()) {
+      if (conversation.direct) conversation.readElsewhere(data.messageId);
+    }
+  } else conversations.get(`@${data?.userId}`)?.readByOther(data.messageId);
   render();
 }
 
@@ -488,6 +510,7 @@ function sayTyping(writing) {
 
 /** @param {import("./conversation.js").Message} message */
 function startEditing(message) {
+  if (!edited) current.unsent = byId("field").value;
   edited = message;
   byId("field").value = String(message.content);
   resize();
@@ -498,7 +521,7 @@ function startEditing(message) {
 function stopEditing() {
   if (!edited) return;
   edited = null;
-  byId("field").value = "";
+  byId("field").value = current.unsent;
   resize();
 }
 
@@ -652,6 +675,7 @@ function render() {
     timeline.show(current, client.userId);
     setText(byId("typing"), typingSentence(current.writers()));
     const unread = [...conversations.values()].reduce((sum, one) => sum + one.unread, 0);
+    rememberOpen();
     document.title = `${unread ? `(${unread}) ` : ""}${current.title} · Chat`;
   });
 }
@@ -707,7 +731,9 @@ function entry(id, title) {
       ? h("span", { class: "sign dot", "aria-hidden": "true" })
       : h("span", { class: "sign", "aria-hidden": "true" }, "#");
     const count = h("span", { class: "badge", hidden: true });
-    const button = h("button", { type: "button", class: "entry", click }, sign, h("span", { class: "name", dir: "auto" }, title), count);
+    const name = h("span", { class: "name", dir: "auto" }, title);
+    const status = id.startsWith("@") ? h("span", { class: "hidden-text" }) : null;
+    const button = h("button", { type: "button", class: "entry", click }, sign, name, status, count);
     element = h("li", {}, button);
     entries.set(id, element);
   }
@@ -716,7 +742,11 @@ function entry(id, title) {
   if (conversation === current) button.setAttribute("aria-current", "true");
   else button.removeAttribute("aria-current");
   button.classList.toggle("entered", conversation !== undefined);
-  if (id.startsWith("@")) button.firstElementChild.className = `sign dot ${statusKind(statusOf(id.slice(1)))}`;
+  if (id.startsWith("@")) {
+    const status = statusOf(id.slice(1));
+    button.firstElementChild.className = `sign dot ${statusKind(status)}`;
+    setText(button.querySelector(".hidden-text"), ` ${statusWord(status)}`);
+  }
   badge(button.lastElementChild, conversation?.unread ?? 0);
   return element;
 }

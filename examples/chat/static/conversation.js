@@ -20,6 +20,7 @@ const TYPING_ENDS = 6_000;
  * @property {number} timestamp ms
  * @property {boolean} [edited]
  * @property {boolean} [deleted]
+ * @property {boolean} [read] of a private message: by whom it is for
  * @property {string} [key] names its element on the page
  */
 /**
@@ -192,6 +193,15 @@ export class Conversation {
     const other = this.id.slice(1);
     const left = this.messages.slice(at + 1).filter(({ userId }) => userId === other);
     this.unread = Math.min(this.unread, left.length);
+  }
+
+  /** The other one has read this private message of mine and what came before it. @param {string} id */
+  readByOther(id) {
+    const at = this.messages.findIndex((message) => message.id === id);
+    const other = this.id.slice(1);
+    for (const message of this.messages.slice(0, at + 1)) {
+      if (message.userId !== other) message.read = true;
+    }
   }
 
   /** @param {string} id @returns {Message | undefined} */

@@ -44,15 +44,26 @@ export class Timeline {
     });
     this.#older.addEventListener("click", () => actions.older());
     new ResizeObserver(() => this.#atEnd && this.#toEnd()).observe(this.#log);
+    // Without a pointer that hovers, a tap on a bubble shows what can be done with it.
     this.#list.addEventListener("click", (/** @type {any} */ event) => {
-      // Without a pointer that hovers, a tap on a bubble shows what can be done with it.
       const item = event.target.closest(".message");
-      if (!item || event.target.closest("button, a")) return;
-      for (const other of this.#list.querySelectorAll(".message.open")) {
-        if (other !== item) other.classList.remove("open");
-      }
-      item.classList.toggle("open");
+      if (item && !event.target.closest("button, a")) this.#toggle(item);
     });
+    const unseen = (/** @type {any} */ event) => {
+      const item = event.target.closest(".side")?.closest(".message:not(.open)");
+      if (!item || event.pointerType !== "touch") return;
+      event.stopPropagation(); // what nobody sees, nobody means
+      this.#toggle(item);
+    };
+    this.#list.addEventListener("click", unseen, { capture: true });
+  }
+
+  /** @param {Element} item */
+  #toggle(item) {
+    for (const other of this.#list.querySelectorAll(".message.open")) {
+      if (other !== item) other.classList.remove("open");
+    }
+    item.classList.toggle("open");
   }
 
   /** A message came that the reader may have scrolled away from. */
@@ -103,6 +114,7 @@ export class Timeline {
     /** @type {any[]} */
     const items = [...messages, ...drafts.map((draft) => ({ ...draft, userId: myId, draft }))];
     const now = Date.now();
+    const read = direct ? items.findLast((item) => item.read && item.userId === myId) : undefined;
     /** @type {HTMLElement[]} */
     const wanted = [];
     /** @type {Set<string>} */
@@ -123,6 +135,7 @@ export class Timeline {
         first: newDay || !together(before, item),
         last: !after || !together(item, after),
         direct,
+        read: item === read,
       };
       wanted.push(this.#message(key, item, place));
     });
@@ -149,7 +162,7 @@ export class Timeline {
 
   /**
    * @param {string} key @param {any} item
-   * @param {{ mine: boolean, first: boolean, last: boolean, direct: boolean }} place
+   * @param {{ mine: boolean, first: boolean, last: boolean, direct: boolean, read: boolean }} place
    */
   #message(key, item, place) {
     const { draft, content, edited, deleted, timestamp, user } = item;
@@ -179,8 +192,8 @@ export class Timeline {
     return element;
   }
 
-  /** @param {any} item @param {{ mine: boolean, first: boolean, last: boolean, direct: boolean }} place */
-  #inside(item, { mine, first, direct }) {
+  /** @param {any} item @param {{ mine: boolean, first: boolean, last: boolean, direct: boolean, read: boolean }} place */
+  #inside(item, { mine, first, direct, read }) {
     const { draft, userId, user, content, edited, deleted, timestamp } = item;
     const name = mine ? "You" : nameOf(user);
     const at = draft?.state === "sending" || draft?.state === "failed" ? null : timestamp;
@@ -206,11 +219,12 @@ export class Timeline {
       if (edit) side.append(button("edit", "Edit this message", () => edit(item)));
       if (remove) side.append(button("trash", "Delete this message", () => remove(item)));
     }
-    return [avatar, h("div", { class: "body" }, meta, h("div", { class: "row" }, bubble, side), this.#state(draft))].filter(Boolean);
+    return [avatar, h("div", { class: "body" }, meta, h("div", { class: "row" }, bubble, side), this.#state(draft, read))].filter(Boolean);
   }
 
-  /** @param {Draft | undefined} draft */
-  #state(draft) {
+  /** @param {Draft | undefined} draft @param {boolean} read and what stands above, too */
+  #state(draft, read) {
+    if (read) return h("p", { class: "state" }, "Read");
     if (draft?.state === "sending") return h("p", { class: "state" }, "Sending…");
     if (draft?.state !== "failed") return null;
     return h(
