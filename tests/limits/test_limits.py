@@ -176,14 +176,19 @@ async def test_messages_of_a_connection(serve: Serve) -> None:
     server = serve(app_of(realtime))
     async with client(server, "ann") as ann, client(server, "ann") as other:
         await ann.request("join", "chat/1")
-        for n in range(9):
-            await ann.request("broadcast", "chat/1", n)
-        assert await refused(ann, "broadcast", "chat/1", 9) == "rate_limited True"
+        taken = 0
+        with pytest.raises(NativeError) as caught:
+            while taken < 20:
+                await ann.request("broadcast", "chat/1", taken)
+                taken += 1
+        assert (caught.value.code, caught.value.retry) == ("rate_limited", True)
+        # One token went for the join; a slow machine gives some back.
+        assert taken >= 9
         # The other connection has a bucket of its own; in time there is a token again.
         await other.request("join", "chat/1")
         await retried(ann, "broadcast", "chat/1", "later")
         recent = (await other.request("join", "chat/1"))["recentMessages"]
-        assert [m["data"] for m in recent][-2:] == [8, "later"]
+        assert [m["data"] for m in recent][-2:] == [taken - 1, "later"]
     await nothing_left(realtime)
 
 
@@ -201,7 +206,7 @@ async def retried(who: NativeClient, *message: Any) -> None:
 
 
 async def test_messages_of_a_user_over_two_connections(serve: Serve) -> None:
-    realtime = chat(**{**OFF, "user_rate": 0.5, "user_burst": 20.0})
+    realtime = chat(**{**OFF, "user_rate": 0.1, "user_burst": 20.0})
     server = serve(app_of(realtime))
     async with (
         client(server, "ann") as one,
@@ -226,7 +231,7 @@ async def test_messages_of_a_user_over_two_connections(serve: Serve) -> None:
 
 
 async def test_messages_into_a_room(serve: Serve) -> None:
-    realtime = chat(**{**OFF, "room_rate": 0.5, "room_burst": 10.0})
+    realtime = chat(**{**OFF, "room_rate": 0.1, "room_burst": 10.0})
     server = serve(app_of(realtime))
     async with client(server, "ann") as ann, client(server, "bob") as bob:
         for who in (ann, bob):
@@ -245,7 +250,7 @@ async def test_messages_into_a_room(serve: Serve) -> None:
 
 
 async def test_joins(serve: Serve) -> None:
-    realtime = chat(**{**OFF, "join_rate": 0.5, "join_burst": 5.0})
+    realtime = chat(**{**OFF, "join_rate": 0.01, "join_burst": 5.0})
     server = serve(app_of(realtime))
     async with client(server, "ann") as ann:
         for n in range(5):
@@ -350,7 +355,7 @@ async def test_time_to_authenticate(serve: Serve) -> None:
 
 
 async def test_idle_connections(serve: Serve) -> None:
-    realtime = chat(idle_timeout=0.6, ping_interval=0.1, ping_timeout=5.0)
+    realtime = chat(idle_timeout=1.5, ping_interval=0.1, ping_timeout=20.0)
     server = serve(app_of(realtime))
     async with client(server, "ann") as ann, client(server, "bob") as bob:
         # Answering pings keeps nobody busy; doing something does.
@@ -485,7 +490,7 @@ async def test_small_talk_is_counted_too(serve: Serve, kind: str) -> None:
 
 
 async def test_namespaces_cannot_be_opened_faster_than_rooms(serve: Serve) -> None:
-    realtime = chat(join_rate=0.5, join_burst=3.0)
+    realtime = chat(join_rate=0.01, join_burst=3.0)
     realtime.namespace("/admin")
     server = serve(app_of(realtime))
     async with client(server, "ann") as ann:
