@@ -12,8 +12,10 @@ a duplicate, anything else is a hole that `heal` must close before the channel g
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from ..events import Position, Publication
 from .group import Group, Receiver
@@ -25,6 +27,11 @@ from .turns import Soon
 MAX_BUFFERED = 4096
 """Publications kept for a session that is joining, or a channel that heals."""
 KNOWN_NONCES = 256
+CROWD = 50
+"""Members of a channel on this process from which on arrivals and departures are told together."""
+STORM = 0.1
+"""Seconds for which those of a crowd are gathered once there are several."""
+_MOVES = frozenset(["user-joined", "user-left"])
 _INTERRUPTED = Publication("$interrupted", b"null")
 
 
@@ -35,9 +42,11 @@ class Channel:
         "_nonces",
         "ahead",
         "bucket",
+        "calm",
         "epoch",
         "groups",
         "healing",
+        "held",
         "joining",
         "key",
         "members",
@@ -61,6 +70,9 @@ class Channel:
         # Receivers whose history reached further than what was announced here so far.
         self.ahead: dict[Receiver, int] | None = None
         self.healing: list[Publication] | None = None
+        # Arrivals and departures that are gathered, and when none was yet (seconds).
+        self.held: list[Publication] | None = None
+        self.calm = 0.0
         self.pending: list[Publication] = []
         self.epoch: str | None = None
         self.offset = 0
@@ -120,6 +132,7 @@ class Hub:
         heal: called with a channel that has a hole; it must end in `healed` or `reset`.
         control: called with what is published for the servers, not the clients: events whose name
             starts with "$".
+        later: calls a function after a delay (seconds). Without it, nothing is gathered.
     """
 
     def __init__(
@@ -127,6 +140,7 @@ class Hub:
         soon: Soon,
         heal: Callable[[Channel], object],
         control: Callable[[Channel, Publication], object],
+        later: Callable[[float, Callable[[], object]], object] | None = None,
     ) -> None:
         self.channels: dict[str, Channel] = {}
         self.sessions: dict[str, Receiver] = {}
@@ -137,6 +151,7 @@ class Hub:
         self._soon = soon
         self._heal = heal
         self._control = control
+        self._later = later
         self._scheduled = False
         self._log: list[tuple[Channel, Publication]] = []
         self._own: dict[Outbox, _Own] = {}
@@ -202,6 +217,9 @@ class Hub:
             channel.members -= 1
             if not group:
                 del channel.groups[receiver.outbox.wire]
+            if not channel.members:
+                # Who comes next reads of them.
+                channel.held = None
 
     def forget(self, channel: Channel) -> None:
         """Drop a channel without members."""
@@ -213,8 +231,46 @@ class Hub:
     def received(self, channel: str, publication: Publication) -> None:
         """Take an announcement from the broker."""
         found = self.channels.get(channel)
-        if found is not None:
+        if found is not None and not self._hold(found, publication):
             self._received(found, publication)
+
+    def _hold(self, channel: Channel, publication: Publication) -> bool:
+        """Whether `publication` is gathered with others, to be told a moment later: the first
+        arrival in a crowd is told at once, those that follow it within `STORM` seconds together. A
+        thousand who join in a few seconds would else be a thousand writes to each of a thousand.
+        """
+        held = channel.held
+        if (
+            publication.event in _MOVES
+            and channel.members >= CROWD
+            and self._later is not None
+            and channel.healing is None
+        ):
+            if held is not None:
+                held.append(publication)
+                if len(held) >= MAX_BUFFERED:
+                    self._release(channel)
+                return True
+            now = time.monotonic()
+            if now - channel.calm < STORM:
+                channel.held = held = [publication]
+                self._later(STORM, partial(self._storm_is_over, channel, held))
+                return True
+            channel.calm = now
+        elif held is not None:
+            # In their order, as if they had been announced late.
+            self._release(channel)
+        return False
+
+    def _storm_is_over(self, channel: Channel, held: list[Publication]) -> None:
+        if channel.held is held:
+            self._release(channel)
+
+    def _release(self, channel: Channel) -> None:
+        held, channel.held = channel.held or [], None
+        channel.calm = time.monotonic()
+        for publication in held:
+            self._received(channel, publication)
 
     def _received(self, channel: Channel, publication: Publication) -> None:
         if not publication.offset:
@@ -263,6 +319,8 @@ class Hub:
             if channel.room is None:
                 self._control(channel, Publication("$interrupted", b"null"))
                 continue
+            # They are in the history that is read now.
+            channel.held = None
             for receiver in channel.joining or ():
                 # Its history may have been read already: it has to be read again.
                 channel.joining[receiver] = None  # type: ignore[index]

@@ -62,9 +62,9 @@ class Runtime:
         self.inbox = stores.inbox
         self.secret = b""
         self.engines: dict[str, Engine] = {}
-        self.hub = Hub(soon(), self._heal, self._control)
-        self.handlers = anyio.Semaphore(options.max_handlers or 1_000_000, fast_acquire=True)
         self.timers = Timers()
+        self.hub = Hub(soon(), self._heal, self._control, self.timers.call_later)
+        self.handlers = anyio.Semaphore(options.max_handlers or 1_000_000, fast_acquire=True)
         self.connections: set[Connection] = set()
         self.stopping = False
         self.reads: OncePerTurn[Any, Any] = OncePerTurn()

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from starlette_realtime.brokers.memory import MemoryBroker
+from starlette_realtime.core import hub
 from starlette_realtime.core.namespace import Namespace
 from starlette_realtime.events import Position
 from starlette_realtime.wires import native as wires
@@ -35,15 +36,15 @@ async def test_a_publication_is_encoded_once_per_wire_and_written_once_per_membe
         others = [await running.enter(wire=wires.TEXT[False]) for _ in range(50)]
         for client in people + others:
             await client.ask("join", "r")
-        hub = running.hub
-        encoded, writes, delivered = hub.encoded, hub.writes, hub.delivered
+        counted = running.hub
+        encoded, writes, delivered = counted.encoded, counted.writes, counted.delivered
         for client in people + others:
             client.socket.writes = 0
         await running.publish("r", data={"n": 1})
         await running.settle()
-        assert hub.encoded - encoded == 2
-        assert hub.delivered - delivered == 100
-        assert hub.writes - writes == 100
+        assert counted.encoded - encoded == 2
+        assert counted.delivered - delivered == 100
+        assert counted.writes - writes == 100
         assert {client.socket.writes for client in people + others} == {1}
         assert len({id(client.socket.chunks[-1]) for client in people}) == 1
 
@@ -189,6 +190,57 @@ async def test_a_storm_of_arrivals_is_told_together() -> None:
         await running.settle()
         assert len(watcher.of("user-joined")) == 199
         assert watcher.socket.writes < 20
+
+
+async def test_those_who_arrive_one_by_one_are_told_together_in_a_crowd() -> None:
+    """A storm takes time: what counts is how long it is, not how many come."""
+
+    def full(namespace: Namespace) -> None:
+        namespace.room("{name}", presence="full")
+
+    async with house(full) as running:
+        people = [await running.enter(f"user-{number}") for number in range(200)]
+        crowd, comers = people[:60], people[60:]
+        for client in crowd:
+            await client.ask("join", "r")
+        # The first who comes after that is told at once, if it was quiet.
+        channel = running.hub.channels[running.engine.room_channel("r")]
+        await until_true(lambda: channel.held is None)
+        channel.calm = 0.0
+        watcher = crowd[0]
+        await running.settle()
+        watcher.take()
+        await comers[0].ask("join", "r")
+        assert len(watcher.of("user-joined")) == 1
+        watcher.socket.writes = 0
+        began = anyio.current_time()
+        for client in comers[1:]:
+            await client.ask("join", "r")
+        # A message does not overtake them.
+        await running.publish("r", data="after them")
+        await running.settle()
+        took = anyio.current_time() - began
+        assert watcher.socket.writes <= 2 + took / hub.STORM
+        for client in (watcher, comers[1]):
+            seen = [
+                m["data"]["userId"] if m["type"] == "user-joined" else m["data"]
+                for m in client.of("user-joined", "n")
+            ]
+            wanted = [
+                c.session.user_id
+                for c in comers[comers.index(client) + 1 if client in comers else 0 :]
+            ]
+            assert seen == [*wanted, "after them"]
+            offsets = [m["offset"] for m in client.of("user-joined", "n")]
+            assert offsets == sorted(set(offsets))
+        watcher.take()
+        # Departures as well; without a word after them they come by themselves.
+        for client in comers:
+            await client.vanish(1000)
+        await until_true(lambda: len(watcher.of("user-left")) == len(comers))
+        assert [m["data"]["userId"] for m in watcher.of("user-left")] == [
+            client.session.user_id for client in comers
+        ]
 
 
 async def test_a_storm_of_arrivals_in_a_counted_room_tells_nobody() -> None:
