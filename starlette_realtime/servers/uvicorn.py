@@ -13,8 +13,10 @@ sign of a close.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
+import socket
 from typing import Any, Final, Protocol
 
 from starlette.types import Scope, Send
@@ -61,6 +63,7 @@ class SansIOWriter:
         "_is_closing",
         "_over",
         "_protocol",
+        "_tls_socket",
         "_waiter",
         "_write",
         "descriptor",
@@ -75,6 +78,9 @@ class SansIOWriter:
             # Not with TLS: its transport (asyncio.sslproto) would count an empty buffer as full,
             # and stay paused.
             transport.set_write_buffer_limits(high=0)
+        # Remembered: asyncio's TLS transport forgets its own when it is closed twice, as uvicorn
+        # does, and can't be aborted any more.
+        self._tls_socket = transport.get_extra_info("socket") if is_ssl(transport) else None
         self._protocol = protocol
         self._write = transport.write
         self._is_closing = transport.is_closing
@@ -150,7 +156,10 @@ class SansIOWriter:
         """Close the socket, in `seconds` at the latest: asyncio would wait for ever until a peer
         that does not read takes what is still to be written, and uvicorn's stop with it."""
         transport = self._protocol.transport
-        if transport.get_write_buffer_size():
+        if self._tls_socket is not None:
+            # It does not say what waits beneath the encryption.
+            self._protocol.loop.call_later(seconds, _cut, transport, self._tls_socket)
+        elif transport.get_write_buffer_size():
             self._protocol.loop.call_later(seconds, transport.abort)
 
 
@@ -367,7 +376,8 @@ class RealtimeProtocol(WebSocketsSansIOProtocol):
         except InvalidState:
             # The client is closing at this very moment. uvicorn does not expect that, and would
             # stop without ending the app's lifespan.
-            self.transport.close()
+            if not self.transport.is_closing():
+                self.transport.close()
 
     async def send(self, message: Any) -> None:
         kind = message["type"]
@@ -382,6 +392,14 @@ class RealtimeProtocol(WebSocketsSansIOProtocol):
     def _closing(self) -> None:
         if self.realtime_writer is not None:
             self.realtime_writer.closing()
+
+
+def _cut(transport: Any, sock: Any) -> None:
+    """End a TLS connection at once, if it has not ended."""
+    transport.abort()
+    # Other event loops' sockets can't be shut down like this, and need not be.
+    with contextlib.suppress(OSError, TypeError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _descriptor(protocol: WebSocketsSansIOProtocol) -> int:

@@ -12,8 +12,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from websockets.protocol import State
 
-from starlette_realtime import Happening, Member, Realtime, RealtimeMiddleware
+from starlette_realtime import Happening, Member, Realtime, RealtimeMiddleware, Session
 from starlette_realtime.servers.uvicorn import (
     EXTENSION,
     READ_AHEAD,
@@ -154,6 +155,35 @@ async def test_a_reader_that_pauses_gets_everything_in_order(serve: Serve, ws: s
             data = (await bob.expect("broadcast", timeout=10))["data"]
             assert data.split()[0] == str(number)
         await bob.settle()
+
+
+async def test_stopping_while_a_client_is_closing(serve: Serve, certificate: Certificate) -> None:
+    """uvicorn's own class would end there and then, without the app's lifespan."""
+    realtime, _ = watched()
+
+    @realtime.event("flood")
+    async def flood(session: Session) -> None:
+        await session.send("drop", "x" * 30_000_000)
+
+    server = serve(make_app(realtime), ws=FAST, certificate=certificate)
+    tls = certificate.client_context()
+    async with (
+        NativeClient.open(server.ws(PATH), token=token("ann"), tls=tls, close_timeout=0.1) as ann,
+        NativeClient.open(server.ws(PATH), token=token("bob"), tls=tls) as bob,
+    ):
+        await ann.request("join", "r")
+        await bob.request("join", "r")
+        # Full of what nobody reads, the socket stays open after the client's close frame.
+        ann.websocket.transport.pause_reading()
+        await ann.send({"type": "flood"})
+        ann.websocket.protocol.send_close(4000)
+        ann.websocket.transport.write(b"".join(ann.websocket.protocol.data_to_send()))
+        connections: Any = server._server.server_state.connections
+        await until(lambda: [c for c in list(connections) if c.conn.state is not State.OPEN])
+        assert not any(c.close_sent for c in list(connections))
+        await anyio.to_thread.run_sync(server.stop)
+        assert (await bob.closed())[0] == 1012
+    assert not realtime.running
 
 
 async def test_two_instances_in_one_app_have_writers_of_their_own(serve: Serve) -> None:
