@@ -24,6 +24,7 @@ from starlette_realtime.presence.redis import RedisPresence
 from starlette_realtime.testing.contracts import Recorder
 from tests.support.ports import Certificate, free_port
 from tests.support.redis_server import RedisServer as Process
+from tests.support.redis_server import documented_rights
 
 pytestmark = pytest.mark.anyio
 
@@ -169,6 +170,37 @@ async def test_over_tls(own_redis: Own, certificate: Certificate) -> None:
     await works(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate.certfile}")
     await works(f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=none")
     await fails(f"rediss://localhost:{port}/0", "certificate")
+
+
+async def test_a_user_over_tls(own_redis: Own, certificate: Certificate) -> None:
+    port = free_port()
+    server = own_redis(
+        options={
+            "tls-port": str(port),
+            "tls-cert-file": str(certificate.certfile),
+            "tls-key-file": str(certificate.keyfile),
+            "tls-auth-clients": "no",
+        }
+    )
+    with redis.Redis(port=server.port, protocol=2) as client:
+        client.execute_command("ACL", "SETUSER", "realtime", *documented_rights())
+    options = f"ssl_ca_certs={certificate.certfile}"
+    await works(f"rediss://realtime:password@localhost:{port}/0?{options}")
+    await fails(f"rediss://realtime:secret@localhost:{port}/0?{options}", "refused the user")
+
+
+async def test_a_replica_takes_no_publications_and_says_so(own_redis: Own) -> None:
+    master, replica = own_redis(), own_redis()
+    broker = RedisBroker(f"{replica.url}?patience=0.3")
+    said = Draft(event="said", data=b"1", lane=Lane.HISTORY)
+    async with broker.run(Recorder()):
+        await broker.publish("room", said, Retention())
+        with redis.Redis(port=replica.port, protocol=2) as client:
+            client.replicaof("127.0.0.1", master.port)
+            with pytest.raises(BrokerUnavailable, match=r"read only replica|MASTERDOWN"):
+                await broker.publish("room", said, Retention())
+            client.replicaof("NO", "ONE")
+        await broker.publish("room", said, Retention())
 
 
 async def test_eviction_is_warned_of(own_redis: Own, caplog: pytest.LogCaptureFixture) -> None:
