@@ -325,6 +325,10 @@ class RealtimeProtocol(WebSocketsSansIOProtocol):
             # does not expect the other.
             self._closing()
             self.transport.close()
+        if self.conn.handshake_exc is not None:
+            # A request that is no WebSocket handshake, or has too many or too long headers: uvicorn
+            # would keep the connection, and never answer.
+            self.transport.close()
 
     def send_receive_event_to_app(self) -> None:
         paused, self.read_paused = self.read_paused, True

@@ -559,3 +559,17 @@ async def test_who_only_shakes_hands_is_sent_away(serve: Serve, ws: str) -> None
         assert (await closed_with(reader))[0] == 4401
         await hang_up(writer)
     await nothing_left(realtime)
+
+
+@pytest.mark.parametrize("header", ["x" * 20_000, "y\r\n" + "X-Next: y\r\n" * 500 + "X-Last: y"])
+async def test_a_handshake_that_is_too_large_is_not_kept(serve: Serve, header: str) -> None:
+    server = serve(app_of(make()), ws=FAST)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(
+        b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+        b"X-First: " + header.encode() + b"\r\n\r\n"
+    )
+    async with asyncio.timeout(10):
+        assert b" 101 " not in await reader.read()
+    await hang_up(writer)
