@@ -79,6 +79,13 @@ class _Stream:
         if lane == Lane.HISTORY:
             self.by_id.pop(gone.id, None)
 
+    def lapsed(self, now: float) -> bool:
+        """Whether nothing of it counts any more."""
+        self.expire(now)
+        while self.ids and next(iter(self.ids.values()))[1] <= now:
+            self.ids.popitem(last=False)
+        return bool(self.offset) and not self.ids and not any(self.arrived.values())
+
     def seen(self, id: str, now: float) -> int | None:
         """Return the offset of what was published under `id`, 0 if that was not kept."""
         ids = self.ids
@@ -204,12 +211,26 @@ class MemoryBroker(HistoryBroker):
         stream = self._streams.get(channel)
         if stream is None:
             # First, so that the new one is never what is forgotten.
+            self._forget_lapsed()
             if len(self._streams) >= self._max:
                 self._forget_oldest()
             stream = self._streams[channel] = _Stream()
         else:
             self._streams.move_to_end(channel)
         return stream
+
+    def _forget_lapsed(self) -> None:
+        """Forget streams that nobody uses and of which nothing is left: two at most for each new
+        one, which keeps up with them."""
+        now = self._clock()
+        for _ in range(min(len(self._streams), 2)):
+            channel, stream = next(iter(self._streams.items()))
+            if channel in self._subscribed:
+                self._streams.move_to_end(channel)
+            elif stream.lapsed(now):
+                del self._streams[channel]
+            else:
+                return
 
     def _forget_oldest(self) -> None:
         # Channels with members here are in use, however long nothing was said in them.

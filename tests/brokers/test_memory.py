@@ -191,3 +191,19 @@ async def test_outside_its_lifetime_it_does_not_publish() -> None:
         assert second.position == Position(first.position.epoch, 2)
         assert not later.heard
     assert len(recorder.heard["room"]) == 1
+
+
+async def test_rooms_that_nobody_comes_back_to_do_not_stay() -> None:
+    clock = FakeClock()
+    broker = MemoryBroker(clock=clock)
+    async with running(broker):
+        await broker.subscribe(["used"])
+        await broker.publish("used", said(0), KEEP)
+        for number in range(1000):
+            await broker.publish(f"room-{number}", said(number, id="i"), KEEP)
+        clock.advance(KEEP.age + 1)
+        for number in range(600):
+            await broker.publish(f"later-{number}", said(number), KEEP)
+        assert len(broker._streams) == 1 + 600
+        # Where someone is, the position goes on.
+        assert (await broker.publish("used", said(1), KEEP)).position.offset == 2
