@@ -111,7 +111,7 @@ async def test_lost_memory(
         await party.harm(seconds, crash, flush)
         # Sessions that were lost are kept again, and can be gone on with on the other worker.
         await party.pass_time(LEASE / 3 + 1)
-        await until(lambda: all(guest.settled for guest in party.guests), lambda: "not settled")
+        await until(lambda: all(guest.present for guest in party.guests), lambda: "not there")
         before = {guest: (guest.connections, guest.resumed) for guest in party.guests}
         await party.kill_worker(await party.busiest())
         await until(lambda: all(guest.present for guest in party.guests), lambda: "not back")
