@@ -201,8 +201,9 @@ class Membership:
         except BrokerUnavailable:
             logger.warning("leaving %s must wait for the backend", member.room.name)
 
-    async def _enter(self, member: Member) -> None:
-        """Let presence know of a member."""
+    async def _enter(self, member: Member, *, again: bool = False) -> None:
+        """Let presence know of a member; `again` when its lease was lost with the backend. Then it
+        is told of its own arrival, too: the list it was given meanwhile may be without it."""
         session = member.session
         user = session.user
         kind = member.room_type.options.presence
@@ -216,7 +217,7 @@ class Membership:
                 event="user-joined",
                 data=payload.dump({**ids, "user": msgspec.Raw(info)}),
                 lane=Lane.PRESENCE,
-                exclude=session.id,
+                exclude="" if again else session.id,
             )
             departure = Draft(
                 event="user-left", data=payload.dump(ids), lane=Lane.PRESENCE, exclude=session.id
@@ -237,7 +238,7 @@ class Membership:
             await self.hold(session, channel, *held)
         for member in list(session.memberships.values()):
             if member.channel.name == channel:
-                await self._enter(member)
+                await self._enter(member, again=True)
 
     def leases(self, session: Session) -> Iterable[str]:
         """Channels in which `session` holds a lease."""

@@ -264,7 +264,7 @@ class Guest:
             self.complaints.append(f"unexpected: {message}")
 
     def _joined(self, room: Room, message: dict[str, Any]) -> None:
-        room.members = {member["userId"] for member in message["members"]} - {self.name}
+        room.members = {member["userId"] for member in message["members"]}
         room.joined = True
         if message.get("recovered") is True:
             # What was missed follows, and each of it moves the position.

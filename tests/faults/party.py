@@ -399,17 +399,14 @@ class Party:
                     await asyncio.sleep(0.1)
             for guest in here:
                 await until(
-                    lambda g=guest, r=room, t=there: g.rooms[r].members == t - {g.name},  # type: ignore[misc]
+                    lambda g=guest, r=room, t=there: g.rooms[r].members == t,  # type: ignore[misc]
                     lambda g=guest, r=room: f"{g.name} thinks {g.rooms[r].members} are in {r}",  # type: ignore[misc]
                     patience,
                 )
         if self.node is not None:
-            everybody = ",".join(sorted(names))
-            # Who begins anew with a room may not find itself there yet, and is told of others only.
-            ids = "visitor.room.members.map((m) => m.userId)"
-            seen = f"{ids}.filter((id) => id !== {NodeGuest.name!r})"
+            everybody = ",".join(sorted(names | {NodeGuest.name}))
             await self.node.visitor.until(
-                f"{seen}.sort().join() === {everybody!r}",
+                f"visitor.room.members.map((m) => m.userId).sort().join() === {everybody!r}",
                 patience,
             )
 
