@@ -16,6 +16,8 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import sys
+import threading
 import socket
 from typing import Any, Final, Protocol
 
@@ -38,6 +40,8 @@ except ImportError as error:  # pragma: no cover
 logger = logging.getLogger("starlette_realtime")
 
 EXTENSION = "realtime.writer"
+READ_SIZE: Final = 262_144
+"""Bytes that are read at once, at most."""
 READ_AHEAD: Final = 65_536
 """Bytes of messages that may wait for the application before the socket is read no further."""
 
@@ -238,7 +242,21 @@ class _Gate:
             await waiter
 
 
-class RealtimeProtocol(WebSocketsSansIOProtocol):
+class _Buffers(threading.local):
+    """What sockets are read into, one for each thread. Its content is taken before another read.
+
+    asyncio's own way is to make 256 KB anew for each read, however little there is to read, which
+    takes several times as long as the read itself.
+    """
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(READ_SIZE))
+
+
+_buffers = _Buffers()
+
+
+class RealtimeProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtocol):
     """uvicorn's sans-IO WebSocket protocol that offers a direct writer in the scope.
 
     It keeps less of each connection: no compressor (compression is negotiated without context
@@ -329,6 +347,23 @@ class RealtimeProtocol(WebSocketsSansIOProtocol):
             # A request that is no WebSocket handshake, or has too many or too long headers: uvicorn
             # would keep the connection, and never answer.
             self.transport.close()
+
+    # A transport that reads in the background (Windows' proactor) needs a buffer that stays.
+    if sys.platform == "win32":
+
+        def get_buffer(self, sizehint: int) -> memoryview:
+            self._view = memoryview(bytearray(READ_SIZE))
+            return self._view
+
+        def buffer_updated(self, nbytes: int) -> None:
+            self.data_received(bytes(self._view[:nbytes]))
+    else:
+
+        def get_buffer(self, sizehint: int) -> memoryview:
+            return _buffers.view
+
+        def buffer_updated(self, nbytes: int) -> None:
+            self.data_received(bytes(_buffers.view[:nbytes]))
 
     def send_receive_event_to_app(self) -> None:
         paused, self.read_paused = self.read_paused, True
