@@ -16,9 +16,9 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import socket
 import sys
 import threading
-import socket
 from typing import Any, Final, Protocol
 
 from starlette.types import Scope, Send
