@@ -110,3 +110,13 @@ def cpu_seconds(pids: list[int]) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / CLOCK_TICKS
+
+
+def core_seconds(core: int) -> float:
+    """Return what one core has spent on processes, user and system, in seconds."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            user, nice, system = (int(one) for one in ticks[:3])
+            return (user + nice + system) / CLOCK_TICKS
+    return 0.0

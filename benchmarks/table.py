@@ -82,7 +82,7 @@ def case_section(case: Case, results: Results | None) -> str:
     disturbed = sum(1 for m in measurements if m["report"].get("disturbed"))
     if disturbed:
         parts.append(
-            f"Something else ran on the generator's core during {disturbed} of "
+            f"Something else ran beside the server or the generator during {disturbed} of "
             f"{len(measurements)} measurements: these figures are not to be relied on.\n"
         )
     if case.chart and (IMAGES / f"{case.name}.svg").is_file():
