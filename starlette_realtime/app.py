@@ -123,7 +123,9 @@ class Realtime(Namespace):
             raise ConfigurationError("this Realtime is running already")
         warn_of_workers(self._stores.broker)
         check_history(self._stores.broker, self.options, self._namespaces.values())
-        async with running(self.options, self._stores) as runtime:
+        # Once each: namespaces may share one.
+        auths = dict.fromkeys(namespace.auth for namespace in self._namespaces.values())
+        async with running(self.options, self._stores, auths) as runtime:
             self._running = _Running(self, runtime)
             try:
                 yield self

@@ -23,6 +23,7 @@ from .inbox.memory import MemoryInbox
 from .limits.memory import MemoryLimits
 from .presence.memory import MemoryPresence
 from .sessions.memory import MemorySessions
+from .tickets.memory import MemoryTickets
 
 if TYPE_CHECKING:
     from .brokers.broadcaster import BroadcasterBroker
@@ -115,10 +116,7 @@ def stores_from_url(url: str) -> Stores:
     """
     scheme = _scheme(url)
     if scheme == "memory":
-        broker = MemoryBroker()
-        return Stores(
-            broker, MemoryPresence(broker), MemorySessions(), MemoryLimits(), MemoryInbox()
-        )
+        return _around(MemoryBroker())
     if scheme in REDIS_SCHEMES:
         return _redis_stores(url)
     if scheme in BROADCASTER_SCHEMES:
@@ -138,13 +136,13 @@ def broadcaster_stores(broker: BroadcasterBroker) -> Stores:
     `Realtime(stores=broadcaster_stores(BroadcasterBroker(broadcast)), …)`
     """
     logger.warning(
-        "%s shares events between processes and nothing else: who is present, sessions, limits and "
-        "private messages are each process's own. With several processes a list of members shows "
-        "those of one, a session resumes only where it was, and limits count per process; redis:// "
-        "shares it all",
+        "%s shares events between processes and nothing else: who is present, sessions, limits, "
+        "private messages and tickets are each process's own. With several processes a list of "
+        "members shows those of one, a session resumes and a ticket is good only where it began, "
+        "and limits count per process; redis:// shares it all",
         broker.name,
     )
-    return Stores(broker, MemoryPresence(broker), MemorySessions(), MemoryLimits(), MemoryInbox())
+    return _around(broker)
 
 
 def check_history(broker: Broker, options: Options, namespaces: Iterable[Namespace]) -> None:
@@ -202,6 +200,18 @@ def _scheme(url: str) -> str:
     return scheme
 
 
+def _around(broker: MemoryBroker | BroadcasterBroker) -> Stores:
+    """Stores in this process's memory, but for the broker."""
+    return Stores(
+        broker,
+        MemoryPresence(broker),
+        MemorySessions(),
+        MemoryLimits(),
+        MemoryInbox(),
+        MemoryTickets(),
+    )
+
+
 def _redis_stores(url: str) -> Stores:
     with _needs_redis():
         from ._redis import RedisServer
@@ -210,6 +220,7 @@ def _redis_stores(url: str) -> Stores:
         from .limits.redis import RedisLimits
         from .presence.redis import RedisPresence
         from .sessions.redis import RedisSessions
+        from .tickets.redis import RedisTickets
     server = RedisServer(url)
     return Stores(
         RedisBroker(server),
@@ -217,6 +228,7 @@ def _redis_stores(url: str) -> Stores:
         RedisSessions(server),
         RedisLimits(server),
         RedisInbox(server),
+        RedisTickets(server),
     )
 
 

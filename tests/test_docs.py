@@ -17,6 +17,7 @@ from types import CodeType, SimpleNamespace
 from typing import Annotated, Any
 
 import anyio
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from fastapi import Depends, FastAPI
@@ -96,7 +97,7 @@ def names() -> dict[str, Any]:
     app = FastAPI()
     accounts = SimpleNamespace(find=found_account, by_key_hash=found_account)
     public = [starlette_realtime, auths, tickets, brokers, events, contracts]
-    modules = {"anyio": anyio, "hashlib": hashlib, "pytest": pytest, "time": time}
+    modules = {"anyio": anyio, "hashlib": hashlib, "pytest": pytest, "time": time, "httpx": httpx}
     others: list[Any] = [
         *(AsyncIterator, Path, PlainTextResponse, SessionMiddleware),
         asynccontextmanager,

@@ -1,7 +1,7 @@
 """Who a client is, and from which pages it may come."""
 
 from .anonymous import AnonymousAuth, GuestAuth
-from .base import AuthBackend, Credentials, User
+from .base import AuthBackend, Credentials, ServerStores, User
 from .chain import FirstOf, WithUser
 from .credentials import find_credentials
 from .jwt import JWTAuth
@@ -20,6 +20,7 @@ __all__ = [
     "JWTAuth",
     "OriginPolicy",
     "ScopeUserAuth",
+    "ServerStores",
     "SessionAuth",
     "SignedTokenAuth",
     "TokenAuth",

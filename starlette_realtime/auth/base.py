@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    from ..tickets.base import TicketStore
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +41,13 @@ class Credentials(msgspec.Struct, frozen=True):
     source: str = ""
 
 
+class ServerStores(Protocol):
+    """What a running server lends its auth backends."""
+
+    @property
+    def tickets(self) -> TicketStore: ...
+
+
 class AuthBackend(ABC):
     """Tells who a client is.
 
@@ -45,6 +56,16 @@ class AuthBackend(ABC):
 
     anonymous: bool = False
     """Whether clients that show nothing are admitted: then the server does not wait for a token."""
+
+    def run(self, stores: ServerStores) -> AbstractAsyncContextManager[None]:
+        """Return the backend's lifetime with a server: entered before the server admits anyone, and
+        left when its last connection has gone. Several servers with one backend enter it once each.
+        A backend made of others enters theirs.
+
+        Raises (on entering):
+            ConfigurationError: it cannot do its work; the server does not start.
+        """
+        return nullcontext()
 
     @abstractmethod
     async def authenticate(self, credentials: Credentials) -> User | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import anyio.to_thread
 import msgspec
 
 from ..errors import AuthenticationFailed, ConfigurationError, InvalidUser
-from .base import AuthBackend, Credentials, User
+from .base import AuthBackend, Credentials, ServerStores, User
 from .identity import as_user_id
 from .token import is_token_only
 
@@ -38,6 +39,13 @@ class FirstOf(AuthBackend):
         self._backends = backends
         self.anonymous = any(backend.anonymous for backend in backends)
         self.token_only = all(map(is_token_only, backends))
+
+    @asynccontextmanager
+    async def run(self, stores: ServerStores) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            for backend in self._backends:
+                await stack.enter_async_context(backend.run(stores))
+            yield
 
     async def authenticate(self, credentials: Credentials) -> User | None:
         refusal: AuthenticationFailed | None = None
@@ -89,6 +97,9 @@ class WithUser(AuthBackend):
         self._in_thread = not _is_async(load)
         self.anonymous = backend.anonymous
         self.token_only = is_token_only(backend)
+
+    def run(self, stores: ServerStores) -> AbstractAsyncContextManager[None]:
+        return self._backend.run(stores)
 
     async def authenticate(self, credentials: Credentials) -> User | None:
         shown = await self._backend.authenticate(credentials)

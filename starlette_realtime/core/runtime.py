@@ -17,6 +17,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
+from ..auth.base import AuthBackend
 from ..brokers.base import Broker, HistoryBroker
 from ..errors import BrokerUnavailable, CloseCode, ConfigurationError, LimitExceeded
 from ..events import Position, Publication
@@ -24,6 +25,7 @@ from ..inbox.base import InboxStore
 from ..limits.base import LimitStore
 from ..presence.base import PresenceStore
 from ..sessions.base import SessionStore
+from ..tickets.base import TicketStore
 from .hub import Channel, Hub
 from .limiter import SharedBucket, client_ip, networks
 from .options import Options
@@ -45,6 +47,7 @@ class Stores(msgspec.Struct, frozen=True):
     sessions: SessionStore
     limits: LimitStore
     inbox: InboxStore
+    tickets: TicketStore
 
 
 class Runtime:
@@ -502,8 +505,11 @@ class Read:
 
 
 @asynccontextmanager
-async def running(options: Options, stores: Stores) -> AsyncIterator[Runtime]:
+async def running(
+    options: Options, stores: Stores, auths: Iterable[AuthBackend] = ()
+) -> AsyncIterator[Runtime]:
     """Run a server: inside the block it lives; leaving it closes connections and ends every task.
+    What is in `auths` lives as long as the stores do.
 
     Raises:
         ConfigurationError: a backend is not what its URL says.
@@ -516,6 +522,9 @@ async def running(options: Options, stores: Stores) -> AsyncIterator[Runtime]:
             await stack.enter_async_context(stores.sessions.run())
             await stack.enter_async_context(stores.limits.run())
             await stack.enter_async_context(stores.inbox.run())
+            await stack.enter_async_context(stores.tickets.run())
+            for auth in auths:
+                await stack.enter_async_context(auth.run(stores))
             runtime.secret = await stores.sessions.secret()
         except BrokerUnavailable as error:
             raise ConfigurationError(f"the backend cannot be reached: {error}") from error

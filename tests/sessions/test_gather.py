@@ -28,6 +28,7 @@ from starlette_realtime.inbox.memory import MemoryInbox
 from starlette_realtime.limits.memory import MemoryLimits
 from starlette_realtime.presence.memory import MemoryPresence
 from starlette_realtime.sessions.memory import MemorySessions
+from starlette_realtime.tickets import MemoryTickets
 from tests.sessions.helpers import (
     Names,
     app_of,
@@ -275,7 +276,7 @@ def processes(number: int, **room: Any) -> list[Realtime]:
     made = []
     for _ in range(number):
         broker: Broker = shared.view()
-        stores = Stores(broker, presence, sessions, MemoryLimits(), MemoryInbox())
+        stores = Stores(broker, presence, sessions, MemoryLimits(), MemoryInbox(), MemoryTickets())
         realtime = Realtime(
             auth=Names(), options=Options(shutdown_timeout=1.0, presence_grace=0.5), stores=stores
         )
