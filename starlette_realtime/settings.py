@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -83,16 +85,25 @@ def options_from(values: dict[str, Any]) -> Options:
         raise ConfigurationError(f"options: {error}") from None
 
 
+_WORKERS = re.compile(r"(?:^|\s)(?:--workers[=\s]|-w[=\s]?)([0-9]+)(?=\s|$)")
+
+
 def workers() -> int:
-    """Return how many worker processes this one's server was asked for, as far as its command line
-    or `WEB_CONCURRENCY` tells."""
-    arguments = sys.argv
-    for number, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name in ("--workers", "-w"):
-            if not value and number + 1 < len(arguments):
-                value = arguments[number + 1]
-            return int(value) if value.isdigit() else 1
+    """Return how many worker processes this one's server was asked for, as far as it can be told:
+    by uvicorn's settings in one of its workers, by the command line, by `GUNICORN_CMD_ARGS` under
+    gunicorn, by `WEB_CONCURRENCY`."""
+    # uvicorn starts a worker with its settings as arguments; `uvicorn.run(workers=4)` leaves no
+    # other trace. A process that is there to be reloaded is one, however many were asked for.
+    arguments = getattr(multiprocessing.current_process(), "_kwargs", {})
+    uvicorn = sys.modules.get("uvicorn")
+    if uvicorn is not None and isinstance(config := arguments.get("config"), uvicorn.Config):
+        return 1 if config.should_reload else int(config.workers)
+    said = [" ".join(sys.argv)]
+    if "gunicorn" in sys.modules:
+        said.append(os.environ.get("GUNICORN_CMD_ARGS", ""))
+    for line in said:
+        if numbers := _WORKERS.findall(line):
+            return int(numbers[-1])
     value = os.environ.get("WEB_CONCURRENCY", "")
     return int(value) if value.isdigit() else 1
 

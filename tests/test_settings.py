@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,7 +15,9 @@ from starlette_realtime.brokers.memory import MemoryBroker
 from starlette_realtime.brokers.redis import RedisBroker
 from starlette_realtime.errors import ConfigurationError
 from starlette_realtime.presence.redis import RedisPresence
-from starlette_realtime.settings import stores_from_url
+from starlette_realtime.settings import stores_from_url, workers
+from tests.support.processes import Process
+from tests.support.server import ROOT
 
 
 def test_memory() -> None:
@@ -42,6 +47,18 @@ def test_without_redis_py(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis.asyncio.connection", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'starlette-realtime\[redis\]'"):
         stores_from_url("redis://localhost")
+
+
+@pytest.mark.anyio
+async def test_the_environment_says_it_all(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REALTIME_BACKEND", redis_url)
+    one, two = Realtime(auth=AnonymousAuth()), Realtime(auth=AnonymousAuth())
+    for realtime in (one, two):
+        realtime.room("{name}")
+    async with one.run(), two.run():
+        await one.publish("lobby", "said", "by one")
+        page = await two.get_room("lobby").history()
+    assert [publication.data for publication in page.publications] == [b'"by one"']
 
 
 FILE = """
@@ -87,16 +104,83 @@ def test_a_file_that_is_wrong_is_refused(tmp_path: Path, text: str, why: str) ->
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("how", ["argument", "environment", "alone"])
+@pytest.mark.parametrize(
+    ("arguments", "environment", "number"),
+    [
+        ("--workers 4", {}, 4),
+        ("--workers=4", {}, 4),
+        ("-w 4", {}, 4),
+        ("-w4", {}, 4),
+        ("-w 1 --workers 4", {}, 4),
+        ("", {"WEB_CONCURRENCY": "4"}, 4),
+        ("", {"GUNICORN_CMD_ARGS": "--bind=127.0.0.1 --workers=4"}, 4),
+        ("", {"GUNICORN_CMD_ARGS": "-w4", "WEB_CONCURRENCY": "2"}, 4),
+        ("-w 1", {"GUNICORN_CMD_ARGS": "-w4", "WEB_CONCURRENCY": "4"}, 1),
+        ("--worker-connections 4 --workers-of-the-world 4", {}, 1),
+        ("", {}, 1),
+    ],
+)
 async def test_memory_in_several_workers_is_warned_of(
-    how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    arguments: str,
+    environment: dict[str, str],
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["uvicorn", "app:app"])
+    monkeypatch.setattr(sys, "argv", ["server", "app:app", *arguments.split()])
     monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
-    if how == "argument":
-        sys.argv += ["--workers", "4"]
-    elif how == "environment":
-        monkeypatch.setenv("WEB_CONCURRENCY", "4")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "gunicorn", ModuleType("gunicorn"))
     async with Realtime("memory://", auth=AnonymousAuth()).run():
         pass
-    assert ("IN EACH OF 4 WORKERS" in caplog.text) == (how != "alone")
+    assert (f"IN EACH OF {number} WORKERS" in caplog.text) == (number > 1)
+    assert ("IN EACH OF" in caplog.text) == (number > 1)
+
+
+def test_another_servers_environment_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["uvicorn", "app:app"])
+    monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
+    monkeypatch.delitem(sys.modules, "gunicorn", raising=False)
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers=4")
+    assert workers() == 1
+
+
+APP = """
+import uvicorn
+from starlette_realtime import AnonymousAuth, Realtime
+
+app = Realtime("memory://", auth=AnonymousAuth())
+
+if __name__ == "__main__":
+    uvicorn.run("served:app", port=0, {options})
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "number"),
+    [
+        ("-m uvicorn served:app --port 0 --workers 2", "", 2),
+        ("served.py", "workers=2", 2),
+        ("-m uvicorn served:app --port 0 --workers 2 --reload", "", 1),
+    ],
+    ids=["command line", "in code", "reload"],
+)
+def test_each_worker_of_uvicorn_says_what_to_do(
+    command: str, options: str, number: int, tmp_path: Path
+) -> None:
+    (tmp_path / "served.py").write_text(APP.format(options=options))
+    server = Process(
+        [sys.executable, *command.split()],
+        output=tmp_path / "output.log",
+        env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        cwd=tmp_path,
+    )
+    with server:
+        server.wait_until(
+            lambda: server.output.count("Application startup complete.") == number, "up"
+        )
+        said = server.output
+    warned = re.findall("IN EACH OF 2 WORKERS: .*Set REALTIME_BACKEND=redis://… or run one", said)
+    assert len(warned) == (number if number > 1 else 0), said
+    assert said.count("IN EACH OF") == len(warned)
