@@ -23,8 +23,8 @@ from starlette_realtime.presence import Counts
 from starlette_realtime.presence.redis import RedisPresence
 from starlette_realtime.testing.contracts import Recorder
 from tests.support.ports import Certificate, free_port
+from tests.support.redis_server import CLUSTER_BUS, documented_rights
 from tests.support.redis_server import RedisServer as Process
-from tests.support.redis_server import documented_rights
 
 pytestmark = pytest.mark.anyio
 
@@ -156,16 +156,19 @@ async def test_a_cluster_without_all_its_slots(own_redis: Own) -> None:
     await fails(f"redis+cluster://127.0.0.1:{node.port}?startup=0.1", "slots without a node")
 
 
+def with_tls(certificate: Certificate, port: int) -> dict[str, str]:
+    return {
+        "tls-port": str(port),
+        "tls-cert-file": str(certificate.certfile),
+        "tls-key-file": str(certificate.keyfile),
+        "tls-ca-cert-file": str(certificate.certfile),
+        "tls-auth-clients": "no",
+    }
+
+
 async def test_over_tls(own_redis: Own, certificate: Certificate) -> None:
     port = free_port()
-    server = own_redis(
-        options={
-            "tls-port": str(port),
-            "tls-cert-file": str(certificate.certfile),
-            "tls-key-file": str(certificate.keyfile),
-            "tls-auth-clients": "no",
-        }
-    )
+    server = own_redis(options=with_tls(certificate, port))
     assert server.running
     await works(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate.certfile}")
     await works(f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=none")
@@ -174,19 +177,53 @@ async def test_over_tls(own_redis: Own, certificate: Certificate) -> None:
 
 async def test_a_user_over_tls(own_redis: Own, certificate: Certificate) -> None:
     port = free_port()
-    server = own_redis(
-        options={
-            "tls-port": str(port),
-            "tls-cert-file": str(certificate.certfile),
-            "tls-key-file": str(certificate.keyfile),
-            "tls-auth-clients": "no",
-        }
-    )
+    server = own_redis(options=with_tls(certificate, port))
     with redis.Redis(port=server.port, protocol=2) as client:
         client.execute_command("ACL", "SETUSER", "realtime", *documented_rights())
     options = f"ssl_ca_certs={certificate.certfile}"
     await works(f"rediss://realtime:password@localhost:{port}/0?{options}")
     await fails(f"rediss://realtime:secret@localhost:{port}/0?{options}", "refused the user")
+
+
+async def test_sentinel_over_tls(own_redis: Own, certificate: Certificate) -> None:
+    port, sentinel_port = free_port(), free_port()
+    own_redis(options=with_tls(certificate, port))
+    own_redis(
+        sentinel=True,
+        options={
+            **with_tls(certificate, sentinel_port),
+            "tls-replication": "yes",
+            "sentinel monitor rooms 127.0.0.1": f"{port} 1",
+        },
+    )
+    url = f"rediss+sentinel://localhost:{sentinel_port}/rooms"
+    await works(f"{url}?ssl_ca_certs={certificate.certfile}")
+    await fails(f"{url}?startup=0.1", "certificate")
+
+
+async def test_a_cluster_over_tls(own_redis: Own, certificate: Certificate) -> None:
+    ports = [free_port(below=65536 - CLUSTER_BUS) for _ in range(2)]
+    clustered = {"cluster-enabled": "yes", "tls-cluster": "yes"}
+    nodes = [own_redis(options={**clustered, **with_tls(certificate, port)}) for port in ports]
+    one, two = nodes
+    one.command_line("CLUSTER", "ADDSLOTSRANGE", "0", "8191")
+    two.command_line("CLUSTER", "ADDSLOTSRANGE", "8192", "16383")
+    one.command_line("CLUSTER", "MEET", "127.0.0.1", str(ports[1]))
+    with anyio.fail_after(20):
+        for node in nodes:
+            while b"cluster_state:ok" not in node.command_line("CLUSTER", "INFO"):
+                await anyio.sleep(0.02)
+    # The second node is found through the first, at its port for TLS.
+    url = f"rediss+cluster://localhost:{ports[0]}"
+    options = f"ssl_ca_certs={certificate.certfile}"
+    broker = RedisBroker(f"{url}?{options}")
+    said = Draft(event="said", data=b"1", lane=Lane.HISTORY)
+    async with broker.run(Recorder()):
+        for n in range(16):
+            await broker.publish(f"room-{n}", said, Retention())
+    assert b":0\r\n" not in [node.command_line("DBSIZE") for node in nodes]
+    await works(f"{url}?{options}")
+    await fails(f"{url}?startup=0.1", "certificate")
 
 
 async def test_a_replica_takes_no_publications_and_says_so(own_redis: Own) -> None:
