@@ -431,6 +431,14 @@ async def test_typing_is_shown_and_ends(demo: LiveServer, page: PageFactory) -> 
     await ann.saw_typing()
 
 
+async def test_typing_is_said_however_new_the_page_is(demo: LiveServer, page: PageFactory) -> None:
+    ann, bob = await two(page, demo.http("/"))
+    await bob.watches_typing()
+    await ann.page.evaluate("performance.now = () => 500")
+    await ann.page.locator("#field").fill("hel")
+    await bob.saw_typing("Ann is writing…")
+
+
 async def test_own_messages_are_edited_and_deleted(demo: LiveServer, page: PageFactory) -> None:
     ann, bob = await two(page, demo.http("/"))
     await ann.say("teh first", "the second")

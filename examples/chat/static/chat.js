@@ -502,7 +502,7 @@ function resize() {
 function sayTyping(writing) {
   const now = performance.now();
   if (!can("typing") || current.direct || client?.state !== "connected") return;
-  if (writing ? now - typedAt < TYPING_EVERY : typedAt === 0) return;
+  if (writing ? typedAt !== 0 && now - typedAt < TYPING_EVERY : typedAt === 0) return;
   typedAt = writing ? now : 0;
   const type = writing ? "typing" : "stop-typing";
   client.send(type, { roomId: current.id }, { room: current.id, volatile: true }).catch(() => {});
