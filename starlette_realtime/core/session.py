@@ -263,7 +263,8 @@ class Session:
         Raises:
             AckTimeout: no answer within `timeout` seconds (default: the option `ack_timeout`), or
                 one that is no payload.
-            Disconnected: the session ended first. A session that is resumed is asked again.
+            Disconnected: the session ended first. One that is resumed on the same process is asked
+                again.
         """
         check_public(event)
         seconds = self.engine.options.ack_timeout if timeout is None else timeout
