@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from bisect import bisect_right
 from collections import deque
@@ -419,8 +420,18 @@ class Runtime:
                 await session.engine.lobby.save(session)
 
     async def _renew_holds(self) -> None:
-        holds = [hold for connection in self.connections for hold in connection.holds]
-        await self.limits.renew(holds, self.options.presence_ttl)
+        ttl = self.options.presence_ttl
+        holders = {hold: each for each in self.connections for hold in each.holds}
+        for hold in await self.limits.renew(holders, ttl):
+            if self._holds(holders[hold], hold):
+                # Lost with the backend. Whoever came in meanwhile, it keeps the place it had.
+                await self.limits.acquire(*hold, limit=sys.maxsize, ttl=ttl)
+                if not self._holds(holders[hold], hold):
+                    # Its release came first.
+                    await self.limits.release(*hold)
+
+    def _holds(self, connection: Connection, hold: tuple[str, str]) -> bool:
+        return connection in self.connections and hold in connection.holds
 
     def _leases(self) -> Iterable[tuple[str, str]]:
         return [

@@ -29,8 +29,9 @@ class LimitStore(ABC):
         Who is one already stays one."""
 
     @abstractmethod
-    async def renew(self, holds: Iterable[tuple[str, str]], ttl: float) -> None:
-        """Let these (key, holder) hold on for `ttl` seconds from now."""
+    async def renew(self, holds: Iterable[tuple[str, str]], ttl: float) -> list[tuple[str, str]]:
+        """Let these (key, holder) hold on for `ttl` seconds from now; return those that hold no
+        more."""
 
     @abstractmethod
     async def release(self, key: str, holder: str) -> None:

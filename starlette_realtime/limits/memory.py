@@ -60,12 +60,16 @@ class MemoryLimits(LimitStore):
         holders[holder] = now + ttl
         return True
 
-    async def renew(self, holds: Iterable[tuple[str, str]], ttl: float) -> None:
+    async def renew(self, holds: Iterable[tuple[str, str]], ttl: float) -> list[tuple[str, str]]:
         until = self._clock() + ttl
+        gone = []
         for key, holder in holds:
             holders = self._holders.get(key)
             if holders is not None and holder in holders:
                 holders[holder] = until
+            else:
+                gone.append((key, holder))
+        return gone
 
     async def release(self, key: str, holder: str) -> None:
         holders = self._holders.get(key)

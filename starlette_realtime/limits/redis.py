@@ -47,15 +47,18 @@ class RedisLimits(LimitStore):
         )
         return bool(held)
 
-    async def renew(self, holds: Iterable[tuple[str, str]], ttl: float) -> None:
+    async def renew(self, holds: Iterable[tuple[str, str]], ttl: float) -> list[tuple[str, str]]:
         asked = list(holds)
+        gone: list[tuple[str, str]] = []
 
         async def renew(where: int, batch: list[int]) -> None:
             keys = [self._key("n", asked[index][0]) for index in batch]
             holders = [asked[index][1] for index in batch]
-            await self._server.run(where, _RENEW, keys, milliseconds(ttl), *holders)
+            missing = await self._server.run(where, _RENEW, keys, milliseconds(ttl), *holders)
+            gone.extend(asked[batch[place - 1]] for place in missing)
 
         await self._server.in_batches([key for key, _ in asked], renew)
+        return gone
 
     async def release(self, key: str, holder: str) -> None:
         await self._server.call(partition(key), "ZREM", self._key("n", key), holder)

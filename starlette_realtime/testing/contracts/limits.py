@@ -151,8 +151,8 @@ class LimitStoreContract(StoreContract, ABC):
             key = self.channel("key")
             assert await one.acquire(key, "crashed", limit=2, ttl=self.unit)
             assert await one.acquire(key, "alive", limit=2, ttl=self.unit)
-            await other.renew([(key, "alive"), (key, "nobody")], LONG)
-            await one.renew([], LONG)
+            assert await other.renew([(key, "alive"), (key, "nobody")], LONG) == [(key, "nobody")]
+            assert await one.renew([], LONG) == []
             await self.advance(self.unit * 1.5)
             assert await other.acquire(key, "new", limit=2, ttl=LONG)
             assert not await other.acquire(key, "newer", limit=2, ttl=LONG)
@@ -160,7 +160,7 @@ class LimitStoreContract(StoreContract, ABC):
     async def test_renewing_makes_nobody_a_holder(self) -> None:
         async with self.stores() as (one, _):
             key = self.channel("key")
-            await one.renew([(key, "a")], LONG)
+            assert await one.renew([(key, "a")], LONG) == [(key, "a")]
             assert await one.acquire(key, "b", limit=1, ttl=LONG)
 
     async def test_acquiring_again_puts_the_end_off(self) -> None:
