@@ -64,7 +64,7 @@ async def test_connections_are_counted_again_after_lost_memory(
         hello = {"token": "ann"}
         async with NativeClient.open(server.ws("/0/ws"), hello=hello, wait_connected=False) as late:
             answer = await late.recv()
-        return answer["type"] == "connected"
+        return bool(answer["type"] == "connected")
 
     async def until(admitted: bool) -> None:
         while await comes_in() is not admitted:
