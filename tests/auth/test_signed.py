@@ -4,12 +4,14 @@ import string
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from itsdangerous import URLSafeTimedSerializer
+from itsdangerous import BadData, BadPayload, URLSafeTimedSerializer
 
 from starlette_realtime.auth import SignedTokenAuth, User
+from starlette_realtime.auth.signed import looks_signed
 from starlette_realtime.auth.token import MAX_TOKEN
 from starlette_realtime.errors import AuthenticationFailed, ConfigurationError
 from tests.auth.helpers import SECRET, shown
@@ -181,6 +183,84 @@ async def test_what_went_in_comes_out(user_id: str, info: Any) -> None:
     auth = SignedTokenAuth(SECRET)
     user = await auth.verify(auth.create_token(user_id, info))
     assert (user.id, user.info) == (user_id, info)
+
+
+def judged_by_itsdangerous(auth: SignedTokenAuth, token: str) -> dict[str, Any] | str:
+    """What the library that makes the tokens finds in one: its members and when it was signed, or
+    why it does not hold."""
+    if len(token) > MAX_TOKEN or not looks_signed(token):
+        return "malformed token"
+    try:
+        found, signed_at = auth._serializer.loads(token, return_timestamp=True)
+    except BadPayload:
+        return "malformed token"
+    except (BadData, ValueError, OverflowError):
+        return "bad signature"
+    if not isinstance(found, dict) or not isinstance(found.get("sub"), str):
+        return "malformed token"
+    return {"id": found["sub"], "info": found.get("info"), "signed": int(signed_at.timestamp())}
+
+
+async def judged_here(auth: SignedTokenAuth, token: str) -> dict[str, Any] | str:
+    try:
+        user = await auth.verify(token)
+    except AuthenticationFailed as error:
+        return error.error.removeprefix("Authentication failed: ")
+    assert user.expires_at is not None
+    return {"id": user.id, "info": user.info, "signed": user.expires_at - auth._max_age}
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(-200, 200), st.integers(0, 2), st.text(string.ascii_letters + "-_.=09")),
+    max_size=3,
+)
+
+
+@given(st.sampled_from(["ann", "ö" * 40, "a" * 255]), JSON, CHANGES, st.booleans())
+@example("ann", "x" * 500, [], True)
+@example("ann", None, [(-1, 1, "A")], False)
+@example("ann", None, [(-1, 1, "")], False)
+async def test_a_token_is_judged_as_itsdangerous_would(
+    user_id: str, info: Any, changes: list[tuple[int, int, str]], old: bool
+) -> None:
+    """Changed in places, whole or compressed, under either of two secrets."""
+    auth = SignedTokenAuth([NEWER, SECRET])
+    token = SignedTokenAuth(SECRET if old else NEWER).create_token(user_id, info)
+    for at, replaced, text in changes:
+        start = at % (len(token) + 1)
+        token = token[:start] + text + token[start + replaced :]
+    assert await judged_here(auth, token) == judged_by_itsdangerous(auth, token)
+
+
+NOW = int(time.time())
+PACKED = [b"", b"e30", b".", b".eJyrVipNUrJSSszLU6oFABf3A4c", b"x", b"!", b"W10", b"AAAA", b"____"]
+
+
+@pytest.mark.parametrize("packed", [*PACKED, b"eyJzdWIiOiJhbm4ifQ", b"eyJzdWIiOiJhbm4ifR"])
+@pytest.mark.parametrize("at", [b"", b"A", b"AAAAA", b"_" * 6, b"_" * 4000, None])
+async def test_whatever_was_signed_is_judged_as_itsdangerous_would(
+    packed: bytes, at: bytes | None
+) -> None:
+    auth = SignedTokenAuth(SECRET, max_age=10 * NOW, clock=lambda: float(NOW))
+    signer = auth._serializer.make_signer(auth._serializer.salt)
+    if at is None:
+        token = signer.sign(packed).decode()
+    else:
+        signed = packed + b"." + at
+        token = (signed + b"." + signer.get_signature(signed)).decode()
+    assert await judged_here(auth, token) in (
+        judged_by_itsdangerous(auth, token),
+        # It knows no clock that is ahead.
+        "token not yet valid",
+    )
+
+
+@given(JSON | st.floats(allow_nan=False, allow_infinity=False) | st.integers())
+async def test_json_is_read_as_itsdangerous_reads_it(info: Any) -> None:
+    auth = SignedTokenAuth(SECRET)
+    token = auth.create_token("ann", info)
+    read = (await auth.verify(token)).info
+    assert (repr(read), msgspec.json.encode(read)) == (repr(info), msgspec.json.encode(info))
 
 
 @pytest.mark.parametrize("secret", ["", "fifteen bytes !", b"\xff" * 15, [], [SECRET, "short"]])
