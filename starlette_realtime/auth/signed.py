@@ -87,9 +87,9 @@ def check_secrets(secret: str | bytes | Sequence[str | bytes], owner: str) -> li
 class SignedTokenAuth(TokenAuth):
     """Tokens made by `create_token`, signed with HMAC-SHA-256 under a secret only the app knows.
 
-    What stands in a token can be read by whoever holds it; it cannot be changed. Tokens are those of
-    itsdangerous' `URLSafeTimedSerializer` with `key_derivation="hmac"` and SHA-256: that class
-    makes them. Checking one is done here, because it is what every new connection waits for.
+    What stands in a token can be read by whoever holds it; it cannot be changed. Tokens are those
+    of itsdangerous' `URLSafeTimedSerializer` with `key_derivation="hmac"` and SHA-256, which makes
+    them. They are checked here, in a third of its time: every new connection waits for that.
 
     Args:
         secret: one secret, or several, newest first: the first signs, all verify. To change the

@@ -76,7 +76,8 @@ class Broker(ABC):
 
     @abstractmethod
     async def subscribe(self, channels: Iterable[str]) -> None:
-        """Ask for the announcements of `channels`. Takes effect before it returns."""
+        """Ask for the announcements of `channels`. Takes effect before it returns; if it is
+        cancelled, or raises, it may have taken effect or not, and others may ask for the same."""
 
     @abstractmethod
     async def unsubscribe(self, channels: Iterable[str]) -> None:

@@ -14,19 +14,19 @@ from ipaddress import (
 )
 from typing import Any
 
+import msgspec
+
 from ..limits.base import LimitStore
 
 
-class Bucket:
-    """Tokens of one connection: at most `burst`, `rate` more a second. A rate of 0: no limit."""
+class Bucket(msgspec.Struct, gc=False):
+    """Tokens of one connection: at most `burst`, `rate` more a second. A rate of 0: no limit.
+    There were `level` of them at `then` (seconds, monotonic)."""
 
-    __slots__ = ("burst", "level", "rate", "then")
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self.rate = rate
-        self.burst = burst
-        self.level = burst
-        self.then = now
+    rate: float
+    burst: float
+    level: float
+    then: float
 
     def take(self, now: float) -> bool:
         """Take one token at `now` (seconds, monotonic); return whether there was one."""
@@ -101,10 +101,16 @@ def client_ip(
     client = scope.get("client")
     if not client:
         return None
-    address = _parse(str(client[0]))
+    host = str(client[0])
+    return _behind_proxies(host, scope, trusted) if trusted else _counted_as(host)
+
+
+def _behind_proxies(
+    host: str, scope: Mapping[str, Any], trusted: tuple[IPv4Network | IPv6Network, ...]
+) -> str:
+    address = _parse(host)
     if address is None:
-        # A Unix socket's peer, or a test's.
-        return str(client[0])[:255]
+        return _counted_as(host)
     forwarded = [
         part.strip()
         for name, value in scope.get("headers", ())
@@ -116,6 +122,17 @@ def client_ip(
         if named is None:
             break
         address = named
+    return _household(address)
+
+
+@lru_cache(1024)
+def _counted_as(host: str) -> str:
+    address = _parse(host)
+    # A Unix socket's peer, or a test's, has no address.
+    return host[:255] if address is None else _household(address)
+
+
+def _household(address: IPv4Address | IPv6Address) -> str:
     if isinstance(address, IPv6Address):
         return str(ip_network((int(address) >> 64 << 64, 64)))
     return str(address)

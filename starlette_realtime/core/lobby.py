@@ -6,8 +6,6 @@ import hmac
 import logging
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -24,11 +22,13 @@ from ..errors import (
 from ..events import Position, Publication
 from ..protocols import payload
 from ..sessions.base import SessionRecord
+from .channels import everyone_channel, session_channel, user_channel
 from .hub import Channel
 from .namespace import ConnectionContext, Happening, Signal
 from .outbox import Hello
 from .session import Connection, Session
 from .timers import Timer
+from .turns import Locks
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -70,7 +70,7 @@ class Lobby:
         # Sessions without a connection, and what ends each of them.
         self._detached: dict[str, tuple[Session, Timer]] = {}
         # Sessions that are just now being taken off a connection or put onto one.
-        self._moving: dict[str, anyio.Event] = {}
+        self._moving = Locks()
 
     async def authenticate(self, credentials: Credentials) -> User | None:
         """Return who shows `credentials`; None for an anonymous client that may be one.
@@ -97,21 +97,12 @@ class Lobby:
         await self._count(connection, user, known)
         if known is None:
             return await self._open(connection, user, introduction, None)
-        async with self._alone(known[0]):
+        await self._moving.acquire(known[0])
+        try:
             resumed = await self._resume(connection, user, *known)
             return await self._open(connection, user, introduction, resumed)
-
-    @asynccontextmanager
-    async def _alone(self, id: str) -> AsyncIterator[None]:
-        """Nobody else moves the session `id` meanwhile, on this process."""
-        while (moving := self._moving.get(id)) is not None:
-            await moving.wait()
-        moved = self._moving[id] = anyio.Event()
-        try:
-            yield
         finally:
-            del self._moving[id]
-            moved.set()
+            self._moving.give(known[0])
 
     async def _open(
         self,
@@ -123,24 +114,21 @@ class Lobby:
         session = resumed or Session(self.engine, connection, user)
         if introduction.device_id is not None:
             session.device_id = introduction.device_id
-        opened = False
+        channels: list[Channel] = []
 
         async def open_() -> None:
-            nonlocal opened
-            opened = True
             # About to be a member first: nobody lets go of a channel that has one.
-            channels = [
-                self.hub.channel(name, self.ns, None) for name in self._own_channels(session)
-            ]
-            for channel in channels:
+            for name in self._own_channels(session):
+                channel = self.hub.channel(name, self.ns, None)
                 self.hub.begin(channel, session)
+                channels.append(channel)
             await self.runtime.subscribe(*channels)
             await self._put(session)
 
         try:
             context = ConnectionContext(session=session)
             await self.engine.wrapped(self.namespace.connection_middleware, context, open_)
-            if not opened:
+            if not channels:
                 raise AccessDenied
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -151,9 +139,10 @@ class Lobby:
         self._set_bucket(session)
         self.set_expiry(session)
         self._greet(session, resumed is not None)
-        # Nothing comes before the greeting.
-        for name in self._own_channels(session):
-            self.hub.go_live(self.hub.channel(name, self.ns, None), session, None)
+        # Nothing comes before the greeting; what a layer has let it leave again stays left.
+        for channel in channels:
+            if self.hub.collected(channel, session) is not None:
+                self.hub.go_live(channel, session, None)
         if self.namespace.observed("connection"):
             await self.namespace.emit(Happening(name="connection", session=session))
         for number, asked in (session.requests or {}).items():
@@ -346,7 +335,8 @@ class Lobby:
             replaced = session.generation < 0
             deliberate = code == CloseCode.NORMAL or 4400 <= code < 4500
             keep = not deliberate and not replaced and self.options.resume_window > 0
-            async with self._alone(session.id):
+            await self._moving.acquire(session.id)
+            try:
                 await self._detach(session, replaced=replaced, linger=keep)
                 if keep:
                     self._keep(session)
@@ -355,6 +345,8 @@ class Lobby:
                     self._end(session)
                     if not replaced:
                         await self._forget_record(session)
+            finally:
+                self._moving.give(session.id)
             if self.namespace.observed("disconnection"):
                 await self.namespace.emit(
                     Happening(name="disconnection", session=session, code=code)
@@ -419,12 +411,12 @@ class Lobby:
         for asked in list((session.requests or {}).values()):
             asked.settle(None)
 
-    def _own_channels(self, session: Session) -> Iterable[str]:
-        yield self.engine.everyone_channel
-        yield self.engine.session_channel(session.id)
-        if session.user_id is not None:
-            yield self.engine.user_channel(session.user_id)
-        yield from session.listening or ()
+    def _own_channels(self, session: Session) -> list[str]:
+        names = [everyone_channel(self.ns), session_channel(self.ns, session.id)]
+        if session.user is not None:
+            names.append(user_channel(self.ns, session.user.id))
+        names.extend(session.listening or ())
+        return names
 
     def _close_own_channels(self, session: Session) -> None:
         for name in self._own_channels(session):

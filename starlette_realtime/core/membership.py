@@ -31,6 +31,7 @@ from .room import Room
 from .router import RoomType
 from .runtime import Read
 from .session import Member, Session
+from .turns import Locks
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -69,7 +70,7 @@ class Membership:
         self.presence = engine.presence
         self.namespace = engine.namespace
         # What is under way of a session in a room.
-        self._moving: dict[tuple[Session, str], anyio.Event | None] = {}
+        self._moving = Locks()
 
     async def join(
         self,
@@ -87,12 +88,14 @@ class Membership:
         """
         member = session.memberships.get(name) or await self._candidate(session, name)
         key = (session, name)
-        await self._begin_moving(key)
+        # One coming or going of a session in a room at a time, whoever asks for it: the client's
+        # commands are in order, but the app may let it join or leave at any moment.
+        await self._moving.acquire(key)
         try:
             existing = session.memberships.get(name)
             arrived = await self._bring_in(existing or member, since, id, reply, existing is None)
         finally:
-            self._end_moving(key)
+            self._moving.give(key)
         if arrived:
             await self._hooks(member, member.room_type.joiners)
             if self.namespace.observed("room-joined"):
@@ -100,29 +103,14 @@ class Membership:
                     Happening(name="room-joined", session=session, member=member, room=name)
                 )
 
-    async def _begin_moving(self, key: tuple[Session, str]) -> None:
-        """One coming or going of a session in a room at a time, whoever asks for it: the client's
-        commands are in order, but the app may let it join or leave at any moment."""
-        while key in self._moving:
-            done = self._moving[key]
-            if done is None:
-                # Made by the first one who waits: mostly nobody does.
-                done = self._moving[key] = anyio.Event()
-            await done.wait()
-        self._moving[key] = None
-
-    def _end_moving(self, key: tuple[Session, str]) -> None:
-        done = self._moving.pop(key)
-        if done is not None:
-            done.set()
-
     async def _candidate(self, session: Session, name: str) -> Member:
         """Return what may become a member."""
         room_type, params = self.namespace.router.match(name)
         if 0 < self.options.max_rooms <= len(session.memberships):
             raise LimitExceeded(f"Limit exceeded: at most {self.options.max_rooms} rooms")
         room = Room(self.engine, name, room_type, params)
-        channel = Channel(self.engine.room_channel(name), self.ns, name)
+        channel_name = self.engine.room_channel(name)
+        channel = self.hub.channels.get(channel_name) or Channel(channel_name, self.ns, name)
         member = Member(session, room, room_type, channel, params)
         await self._authorize(member)
         return member
@@ -181,8 +169,8 @@ class Membership:
     async def _authorize(self, member: Member) -> None:
         if not _allows(member.user, member.room.name):
             raise AccessDenied
-        call = member.room_type.call(member)
         for authorize in member.room_type.authorizers:
+            call = member.room_type.call(member)
             allowed: object = None
             with anyio.move_on_after(self.options.handler_timeout) as scope:
                 allowed = await authorize(call)
@@ -415,7 +403,7 @@ class Membership:
             NotInRoom: it is not in it.
         """
         key = (session, name)
-        await self._begin_moving(key)
+        await self._moving.acquire(key)
         try:
             member = session.memberships.pop(name, None)
             if member is None:
@@ -425,7 +413,7 @@ class Membership:
             with anyio.CancelScope(shield=True):
                 await self._go(member)
         finally:
-            self._end_moving(key)
+            self._moving.give(key)
         with anyio.CancelScope(shield=True):
             await self.tell_left(member)
 

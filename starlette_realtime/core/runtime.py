@@ -32,7 +32,7 @@ from .limiter import SharedBucket, client_ip, networks
 from .options import Options
 from .session import Connection, Session
 from .timers import Timer, Timers
-from .turns import OncePerTurn, soon
+from .turns import Locks, OncePerTurn, soon
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -75,7 +75,7 @@ class Runtime:
         self._buckets: dict[str, SharedBucket] = {}
         self._proxies = networks(options.trusted_proxies)
         # Channels whose subscription is being changed, and who waits for that.
-        self._changing: dict[str, anyio.Event | None] = {}
+        self._changing = Locks()
         self._released: dict[Channel, None] = {}
         self._releasing = False
         self._empty = anyio.Event()
@@ -148,34 +148,24 @@ class Runtime:
         while missing := [channel for channel in channels if not channel.subscribed]:
             mine = [channel for channel in missing if channel.name not in self._changing]
             if not mine:
-                await self._changed(missing[0].name)
+                await self._changing.wait(missing[0].name)
                 continue
-            with self._change(mine), anyio.CancelScope(shield=True):
-                await self.broker.subscribe([channel.name for channel in mine])
+            names = [channel.name for channel in mine]
+            with self._change(names):
+                await self.broker.subscribe(names)
                 for channel in mine:
                     channel.subscribed = True
 
     @contextmanager
-    def _change(self, channels: Iterable[Channel]) -> Iterator[None]:
+    def _change(self, names: Iterable[str]) -> Iterator[None]:
         """Change subscriptions that nobody else changes meanwhile."""
-        for channel in channels:
-            self._changing[channel.name] = None
+        for name in names:
+            self._changing.take(name)
         try:
             yield
         finally:
-            for channel in channels:
-                done = self._changing.pop(channel.name)
-                if done is not None:
-                    done.set()
-
-    async def _changed(self, name: str) -> None:
-        """Wait until nobody changes this subscription any more."""
-        if name in self._changing:
-            done = self._changing[name]
-            if done is None:
-                # Made by the first one who waits: mostly nobody does.
-                done = self._changing[name] = anyio.Event()
-            await done.wait()
+            for name in names:
+                self._changing.give(name)
 
     def release(self, channel: Channel) -> None:
         """Let go of `channel` if nobody here is in it any more."""
@@ -192,7 +182,7 @@ class Runtime:
                 await checkpoint()
                 released, self._released = list(self._released), {}
                 for channel in released:
-                    await self._changed(channel.name)
+                    await self._changing.wait(channel.name)
                 gone = [
                     channel
                     for channel in released
@@ -207,13 +197,14 @@ class Runtime:
     async def _unsubscribe(self, channels: list[Channel]) -> None:
         if not channels:
             return
-        with self._change(channels):
+        names = [channel.name for channel in channels]
+        with self._change(names):
             for channel in channels:
                 # From here on a join finds the channel unsubscribed, and waits for its turn.
                 channel.subscribed = False
                 channel.epoch = None
             try:
-                await self.broker.unsubscribe([channel.name for channel in channels])
+                await self.broker.unsubscribe(names)
             except BrokerUnavailable:
                 logger.warning("%d channels could not be unsubscribed from", len(channels))
         for channel in channels:

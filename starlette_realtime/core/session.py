@@ -56,9 +56,10 @@ class Connection(ABC):
     def __init__(self, scope: Mapping[str, Any], outbox: Outbox, options: Options) -> None:
         self.id = new_id()
         now = time.monotonic()
-        self.bucket = Bucket(options.message_rate, options.message_burst, now)
-        self.joins = Bucket(options.join_rate, options.join_burst, now)
-        self.patience = Bucket(options.abuse_rate, options.abuse_burst, now)
+        burst = options.message_burst
+        self.bucket = Bucket(options.message_rate, burst, burst, now)
+        self.joins = Bucket(options.join_rate, options.join_burst, options.join_burst, now)
+        self.patience = Bucket(options.abuse_rate, options.abuse_burst, options.abuse_burst, now)
         # What the connection holds of counted limits: (key, holder).
         self.holds: list[tuple[str, str]] = []
         self.ip: str | None = None

@@ -9,8 +9,6 @@ from typing import Generic, Protocol, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ..errors import Unavailable
-
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 Soon = Callable[[Callable[[], object]], object]
@@ -100,13 +98,48 @@ class _EventBell:
         self._event = anyio.Event()
 
 
+class Locks:
+    """A lock for each key, for one task at a time. One that nobody waits for costs an entry."""
+
+    def __init__(self) -> None:
+        # The events are made by the first one who waits: mostly nobody does.
+        self._held: dict[Hashable, anyio.Event | None] = {}
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether somebody holds the lock of `key`."""
+        return key in self._held
+
+    def take(self, key: Hashable) -> None:
+        """Take a lock that nobody holds."""
+        self._held[key] = None
+
+    def give(self, key: Hashable) -> None:
+        """Let go of a lock."""
+        released = self._held.pop(key)
+        if released is not None:
+            released.set()
+
+    async def wait(self, key: Hashable) -> None:
+        """Wait until a lock is let go of, if somebody holds it: the next one may hold it then."""
+        if key in self._held:
+            released = self._held[key]
+            if released is None:
+                released = self._held[key] = anyio.Event()
+            await released.wait()
+
+    async def acquire(self, key: Hashable) -> None:
+        """Take the lock of `key` as soon as nobody holds it."""
+        while key in self._held:
+            await self.wait(key)
+        self._held[key] = None
+
+
 class _Batch(Generic[Request, Answer]):
-    __slots__ = ("answer", "done", "error", "requests")
+    __slots__ = ("answer", "error", "requests", "waiting")
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        # Made by the second one who asks: most ask alone.
-        self.done: anyio.Event | None = None
+        self.waiting: list[Bell] = []
         self.answer: Answer | None = None
         self.error: Exception | None = None
 
@@ -130,30 +163,39 @@ class OncePerTurn(Generic[Request, Answer]):
 
         Whatever `read` sees is at least as new as this call.
         """
-        batch = self._open.get(key)
-        if batch is not None:
-            batch.requests.append(request)
-            if batch.done is None:
-                batch.done = anyio.Event()
-            await batch.done.wait()
-        else:
-            batch = self._open[key] = _Batch()
-            batch.requests.append(request)
-            # Shielded: the others' answer must not hang on this one's connection.
-            with anyio.CancelScope(shield=True):
-                try:
-                    try:
-                        await checkpoint()
-                    finally:
-                        del self._open[key]
-                    batch.answer = await read(batch.requests)
-                except Exception as error:
-                    batch.error = error
-                finally:
-                    if batch.done is not None:
-                        batch.done.set()
-        if batch.error is not None:
-            raise batch.error
-        if batch.answer is None:
-            raise Unavailable
-        return batch.answer
+        while True:
+            batch = self._open.get(key)
+            if batch is None:
+                batch = await self._lead(key, request, read)
+            else:
+                batch.requests.append(request)
+                waiting = bell()
+                batch.waiting.append(waiting)
+                await waiting.wait()
+            if batch.error is not None:
+                raise batch.error
+            if batch.answer is not None:
+                return batch.answer
+            # The one who read for all was cancelled: its end is not the others'.
+
+    async def _lead(
+        self,
+        key: Hashable,
+        request: Request,
+        read: Callable[[list[Request]], Awaitable[Answer]],
+    ) -> _Batch[Request, Answer]:
+        """Read for all who ask until this turn is over."""
+        batch = self._open[key] = _Batch()
+        batch.requests.append(request)
+        try:
+            try:
+                await checkpoint()
+            finally:
+                del self._open[key]
+            batch.answer = await read(batch.requests)
+        except Exception as error:
+            batch.error = error
+        finally:
+            for waiting in batch.waiting:
+                waiting.ring()
+        return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -10,8 +11,10 @@ import anyio
 import msgspec
 import pydantic
 import pytest
+from anyio.lowlevel import checkpoint
 
 from starlette_realtime.auth import User
+from starlette_realtime.brokers.memory import MemoryBroker
 from starlette_realtime.core.lobby import Introduction
 from starlette_realtime.core.namespace import Happening, Namespace
 from starlette_realtime.core.room import Room
@@ -26,7 +29,7 @@ from starlette_realtime.errors import (
     UnknownRoom,
 )
 from starlette_realtime.events import Position
-from tests.core.helpers import Socket, house, until
+from tests.core.helpers import LateBroker, Socket, house, until
 from tests.support.loops import both_loops
 
 pytestmark = [pytest.mark.anyio, both_loops]
@@ -859,3 +862,33 @@ async def test_coming_back_is_given_up_half_way() -> None:
         await until(lambda: not any(name.startswith("room") for name in running.hub.channels))
         again = await come_back()
         assert (again, again.data) == (ann.session, {"kept": True})
+
+
+@pytest.mark.parametrize("turns", range(0, 12, 2))
+async def test_a_join_that_is_cancelled_leaves_the_others_theirs(turns: int) -> None:
+    """Whoever comes second waits for the subscription, and for the read, of the first."""
+
+    def late(memory: MemoryBroker) -> LateBroker:
+        return LateBroker(memory, random.Random(1))
+
+    async with house(broker=late) as running:
+        ann, bob = await running.enter("ann"), await running.enter("bob")
+        scope = anyio.CancelScope()
+
+        async def first() -> None:
+            with scope:
+                await ann.session.join("r")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first)
+            await checkpoint()
+            tasks.start_soon(bob.session.join, "r")
+            for _ in range(turns):
+                await checkpoint()
+            scope.cancel()
+        if scope.cancelled_caught:
+            await ann.session.join("r")
+        await running.publish("r", data="to both")
+        await until(lambda: ann.of("n") and bob.of("n"))
+        assert len(bob.of("joined")) == 1
+        assert ann.of("n")[0]["data"] == bob.of("n")[0]["data"] == "to both"
