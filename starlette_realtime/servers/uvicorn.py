@@ -1,7 +1,7 @@
-"""uvicorn: frames written straight to the socket, past ASGI's `send`.
+"""uvicorn: WebSockets with less between the socket and the app, and a way past ASGI's `send`.
 
-Run uvicorn with `--ws starlette_realtime.servers.uvicorn:RealtimeProtocol`, or let `find_writer`
-recognise uvicorn's own `websockets-sansio` protocol, the default of newer versions.
+Run uvicorn with `--ws starlette_realtime.servers.uvicorn:RealtimeProtocol`. With uvicorn's own
+`websockets-sansio` protocol, the default of newer versions, `find_writer` finds such a way as well.
 
 Why it is safe beside ordinary sends: both write whole frames synchronously into the same transport,
 so frames never interleave and keep their order. Our frames are uncompressed, or compressed without
@@ -14,36 +14,79 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
+import random
 import socket
 import sys
 import threading
-from typing import Any, Final, Protocol
+from collections.abc import MutableMapping
+from enum import Enum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import unquote
 
 from starlette.types import Scope, Send
 
+from ..protocols.websocket import (
+    BINARY,
+    CLOSE,
+    COMPRESS_FROM,
+    FIN,
+    INTERNAL_ERROR,
+    NO_STATUS,
+    NORMAL,
+    PING,
+    PONG,
+    SERVICE_RESTART,
+    TEXT,
+    Close,
+    Compression,
+    Failure,
+    FrameReader,
+    Headers,
+    Ping,
+    Pong,
+    Refused,
+    Request,
+    accept,
+    close_payload,
+    compressed_frame,
+    frame,
+    negotiate,
+    read_request,
+    respond,
+)
+
 try:
-    from uvicorn.protocols.utils import is_ssl
-    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-    from websockets.exceptions import InvalidState
-    from websockets.extensions.permessage_deflate import (
-        PerMessageDeflate,
-        ServerPerMessageDeflateFactory,
+    from uvicorn.logging import TRACE_LOG_LEVEL
+    from uvicorn.protocols.utils import (
+        ClientDisconnected,
+        get_client_addr,
+        get_path_with_query_string,
+        is_ssl,
     )
 except ImportError as error:  # pragma: no cover
     raise ImportError(
-        "starlette_realtime.servers.uvicorn needs uvicorn >= 0.35 and websockets: "
+        "starlette_realtime.servers.uvicorn needs uvicorn >= 0.38: "
         "pip install 'starlette-realtime[server]'"
     ) from error
 
-logger = logging.getLogger("starlette_realtime")
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
 
-EXTENSION = "realtime.writer"
+# Where whoever runs uvicorn looks for what its own protocols say.
+logger = logging.getLogger("uvicorn.error")
+
+EXTENSION: Final = "realtime.writer"
 READ_SIZE: Final = 262_144
 """Bytes that are read at once, at most."""
 READ_AHEAD: Final = 65_536
 """Bytes of messages that may wait for the application before the socket is read no further."""
+CLOSE_TIMEOUT: Final = 10.0
+"""Seconds a client gets to answer a close frame, and then to take what is still to be written."""
+
+Message = MutableMapping[str, Any]
 
 
 class Attached(Protocol):
@@ -54,144 +97,46 @@ class Attached(Protocol):
     def close(self) -> None: ...
 
 
-class SansIOWriter:
-    """A direct writer over uvicorn's sans-IO protocol.
+class State(Enum):
+    """Of a connection; each comes after those above it."""
 
-    `descriptor` is the socket's, where bytes may be written past the transport as well: only with
-    `RealtimeProtocol`, which knows when something waits in the transport's buffer (then it would be
-    overtaken) and when the socket is about to close (then its descriptor may become another's).
-    """
-
-    __slots__ = (
-        "_attached",
-        "_is_closing",
-        "_over",
-        "_protocol",
-        "_tls_socket",
-        "_waiter",
-        "_write",
-        "descriptor",
-        "window_bits",
-    )
-
-    def __init__(self, protocol: WebSocketsSansIOProtocol) -> None:
-        transport = protocol.transport
-        # The transport says it is paused as soon as anything waits in its buffer, and writable when
-        # nothing does.
-        if not is_ssl(transport):
-            # Not with TLS: its transport (asyncio.sslproto) would count an empty buffer as full,
-            # and stay paused.
-            transport.set_write_buffer_limits(high=0)
-        # Remembered: asyncio's TLS transport forgets its own when it is closed twice, as uvicorn
-        # does, and can't be aborted any more.
-        self._tls_socket = transport.get_extra_info("socket") if is_ssl(transport) else None
-        self._protocol = protocol
-        self._write = transport.write
-        self._is_closing = transport.is_closing
-        self._attached: Attached | None = None
-        self._over = False
-        self._waiter: asyncio.Task[None] | None = None
-        self.descriptor = _descriptor(protocol)
-        self.window_bits = max(
-            (
-                extension.local_max_window_bits
-                for extension in protocol.conn.extensions
-                if isinstance(extension, PerMessageDeflate)
-            ),
-            default=0,
-        )
-
-    def write(self, data: Any) -> bool:
-        """Write whole frames; return whether the socket takes more at once.
-
-        Nothing is written before the handshake is complete or after the first sign of a close: what
-        comes then is dropped, as the peer would drop it.
-        """
-        protocol = self._protocol
-        if (
-            self._over
-            or protocol.close_sent
-            # Not with older versions, whose `RealtimeProtocol` is told of the end all the same.
-            or getattr(protocol, "disconnected", False)
-            or self._is_closing()
-            or not protocol.handshake_complete
-        ):
-            return True
-        self._write(data)
-        if protocol.writable.is_set():
-            return True
-        if self._waiter is None and not isinstance(protocol, RealtimeProtocol):
-            # uvicorn's own class does not tell; it can only be waited for.
-            self._waiter = protocol.loop.create_task(self._wait_writable())
-        return False
-
-    async def _wait_writable(self) -> None:
-        await self._protocol.writable.wait()
-        self._waiter = None
-        self.resumed()
-
-    def attach(self, outbox: Attached) -> None:
-        self._attached = outbox
-        if isinstance(self._protocol, RealtimeProtocol):
-            self._protocol.stop_pinging()
-        # The application comes here when it pleases: what was told meanwhile, nobody has heard.
-        if self._over:
-            outbox.close()
-        elif self.descriptor >= 0 and not self._protocol.writable.is_set():
-            outbox.stall()
-
-    def paused(self) -> None:
-        if self._attached is not None:
-            self._attached.stall()
-
-    def resumed(self) -> None:
-        if self._attached is not None:
-            self._attached.resume()
-
-    def closing(self) -> None:
-        self._over = True
-        if self._attached is not None:
-            self._attached.close()
-
-    def abort(self) -> None:
-        self._protocol.transport.abort()
-
-    def let_go(self, seconds: float) -> None:
-        """Close the socket, in `seconds` at the latest: asyncio would wait for ever until a peer
-        that does not read takes what is still to be written, and uvicorn's stop with it."""
-        transport = self._protocol.transport
-        if self._tls_socket is not None:
-            # It does not say what waits beneath the encryption.
-            self._protocol.loop.call_later(seconds, _cut, transport, self._tls_socket)
-        elif transport.get_write_buffer_size():
-            self._protocol.loop.call_later(seconds, transport.abort)
+    NEW = "the request is not whole"
+    ASKED = "the application has not answered"
+    DENYING = "the application is giving an HTTP response"
+    OPEN = "frames go both ways"
+    CLOSING = "the application has closed, the client has not answered"
+    OVER = "nothing more is read or written"
 
 
 class _Arrivals:
-    """What arrived and the application has not taken: as much of `asyncio.Queue` as uvicorn uses.
-    One of these takes 200 bytes where a queue with its locks takes 3 KB."""
+    """What arrived and the application has not taken: messages, and ASGI's words for the rest.
+
+    As much of `asyncio.Queue` as is needed: one of these takes 200 bytes where a queue with its
+    locks takes 3 KB.
+    """
 
     __slots__ = ("_loop", "_newer", "_older", "_waiter", "size")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         # The next one stands last in `_older`; when that is empty, `_newer` takes its place.
-        self._older: list[Any] = []
-        self._newer: list[Any] = []
+        self._older: list[str | bytes | Message] = []
+        self._newer: list[str | bytes | Message] = []
         self._waiter: asyncio.Future[None] | None = None
         self.size = 0
 
-    def put_nowait(self, message: Any) -> None:
-        self._newer.append(message)
-        self.size += _size(message)
+    def put(self, arrival: str | bytes | Message) -> None:
+        self._newer.append(arrival)
+        # An empty message takes room as well.
+        self.size += 100 + len(arrival)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def empty(self) -> bool:
         return not self._older and not self._newer
 
-    async def get(self) -> Any:
-        """Return the oldest message, when there is one. For one caller at a time."""
+    async def get(self) -> Message:
+        """Return the oldest, when there is one. For one caller at a time."""
         if not self._older:
             while not self._newer:
                 self._waiter = self._loop.create_future()
@@ -200,46 +145,13 @@ class _Arrivals:
                 finally:
                     self._waiter = None
             self._older, self._newer = self._newer[::-1], []
-        message = self._older.pop()
-        self.size -= _size(message)
-        return message
-
-
-def _size(message: Any) -> int:
-    # An empty message takes room as well.
-    return 100 + len(message.get("text") or message.get("bytes") or ())
-
-
-class _Gate:
-    """As much of `asyncio.Event` as uvicorn uses, without a queue of those who wait."""
-
-    __slots__ = ("_loop", "_open", "_waiters")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._open = True
-        self._waiters: list[asyncio.Future[None]] | None = None
-
-    def is_set(self) -> bool:
-        return self._open
-
-    def clear(self) -> None:
-        self._open = False
-
-    def set(self) -> None:
-        self._open = True
-        waiters, self._waiters = self._waiters, None
-        for waiter in waiters or ():
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def wait(self) -> None:
-        if not self._open:
-            if self._waiters is None:
-                self._waiters = []
-            waiter = self._loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+        arrival = self._older.pop()
+        self.size -= 100 + len(arrival)
+        if isinstance(arrival, str):
+            return {"type": "websocket.receive", "text": arrival}
+        if isinstance(arrival, bytes):
+            return {"type": "websocket.receive", "bytes": arrival}
+        return arrival
 
 
 class _Buffers(threading.local):
@@ -256,181 +168,616 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-class RealtimeProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtocol):
-    """uvicorn's sans-IO WebSocket protocol that offers a direct writer in the scope.
+class RealtimeProtocol(asyncio.BufferedProtocol):
+    """A WebSocket of uvicorn's, for all of an app's WebSockets, which is its own direct writer.
 
-    It keeps less of each connection: no compressor (compression is negotiated without context
-    takeover, some 100 KB less), no request and response of a handshake that is over, no queues
-    with locks. And it does less for each message: it goes on reading while little waits for the
-    application, where uvicorn stops and starts again, two system calls, after each one.
+    It does for the application what uvicorn's protocols do, and keeps little of each connection:
+    compression is negotiated without context takeover, pings wait for no timer of their own once
+    an outbox is attached, and of a handshake that is over nothing stays.
+
+    Its `descriptor` is the socket's, where bytes may be written past the transport while the
+    attached outbox is not told otherwise: it is when something waits in the transport's buffer
+    (which would be overtaken) and when the socket is about to close (then its descriptor may
+    become another's).
     """
 
-    # Where the attributes live that uvicorn's own class makes: without these it has more of them
-    # than CPython keeps compactly, and each instance a dictionary of over 1 KB.
     __slots__ = (
-        "app",
-        "app_state",
-        "asgi_version",
-        "client",
-        "close_sent",
-        "close_timeout",
-        "close_timer",
-        "config",
-        "conn",
-        "connections",
-        "curr_msg_data_type",
-        "default_headers",
-        "frames",
-        "handshake_complete",
-        "handshake_initiated",
-        "initial_response",
-        "last_ping_rtt",
-        "logger",
-        "loop",
-        "pending_ping_payload",
-        "ping_interval",
-        "ping_sent_at",
-        "ping_timeout",
-        "ping_timer",
-        "pong_timer",
-        "queue",
-        "read_paused",
-        "realtime_writer",
-        "request",
-        "response",
-        "root_path",
-        "scheme",
-        "scope",
-        "server",
-        "tasks",
-        "transport",
-        "writable",
+        "_app_state",
+        "_arrivals",
+        "_attached",
+        "_config",
+        "_denial",
+        "_drained",
+        "_early",
+        "_loop",
+        "_lost",
+        "_ping_interval",
+        "_pinged",
+        "_pong",
+        "_read_paused",
+        "_reader",
+        "_request",
+        "_scope",
+        "_server",
+        "_state",
+        "_timer",
+        "_transport",
+        "_writable",
+        "window_bits",
     )
 
-    realtime_writer: SansIOWriter | None
-    request: Any
-    response: Any
+    _transport: asyncio.Transport
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.realtime_writer = None
-        super().__init__(*args, **kwargs)
-        self.queue: Any = _Arrivals(self.loop)
-        self.writable: Any = _Gate(self.loop)
-        if self.config.ws_per_message_deflate:
-            self.conn.available_extensions = [
-                ServerPerMessageDeflateFactory(
-                    server_no_context_takeover=True,
-                    client_no_context_takeover=True,
-                    server_max_window_bits=12,
-                    client_max_window_bits=12,
-                    compress_settings={"memLevel": 5},
-                )
-            ]
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self._loop = _loop or asyncio.get_event_loop()
+        self._app_state = app_state
+        self.window_bits = 0
+        self._config = config
+        self._server = server_state
+        self._state = State.NEW
+        self._lost = False
+        # Until the handshake is over: the request, the scope that is made of it, and what the
+        # client sends too early.
+        self._request: Request | None = None
+        self._scope: Scope = {}
+        self._early = b""
+        self._denial: tuple[int, Headers, bytearray] | None = None
+        self._reader = FrameReader(config.ws_max_size or sys.maxsize)
+        self._arrivals = _Arrivals(self._loop)
+        self._read_paused = False
+        self._attached: Attached | None = None
+        self._writable = True
+        # Those who wait until it is writable again.
+        self._drained: list[asyncio.Future[None]] | None = None
+        # For a ping or its answer while the connection is open, for its end afterwards.
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping_interval = config.ws_ping_interval or 0.0
+        self._pinged: bytes | None = None
+        self._pong: bytes | None = None
 
-    def handle_connect(self, event: Any) -> None:
-        super().handle_connect(event)
-        # The application's task has been created but has not run: it sees the finished scope.
-        if self.response.status_code == 101:
-            self.realtime_writer = SansIOWriter(self)
-            scope: Any = self.scope
-            scope["extensions"] = {**scope.get("extensions", {}), EXTENSION: self.realtime_writer}
+    # The transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._server.connections.add(self)  # type: ignore[arg-type]
+        self._trace("connection made")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Before asyncio closes the socket: its descriptor must be written to no more.
+        code = 1006 if self._state in (State.NEW, State.ASKED, State.DENYING) else NO_STATUS
+        self._leave(State.OVER)
+        self._lost = True
+        self._read_paused = False
+        self._server.connections.discard(self)
+        self._arrivals.put({"type": "websocket.disconnect", "code": code})
+        # asyncio resumes nobody whose transport is lost.
+        self._release()
+        self._trace("connection lost")
+
+    def _trace(self, what: str) -> None:
+        if logger.level <= TRACE_LOG_LEVEL:
+            client = _address(self._transport, "peername")
+            prefix = "{}:{} - ".format(*client) if client else ""
+            logger.log(TRACE_LOG_LEVEL, "%sWebSocket %s", prefix, what)
+
+    def eof_received(self) -> None:
+        """A client that closes its half of the connection has gone."""
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _buffers.view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(_buffers.view[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
+        """Also called by uvicorn's HTTP protocols, with the request that they have read."""
+        state = self._state
+        if state is State.OPEN or state is State.CLOSING:
+            self._read(data)
+        elif state is State.NEW:
+            self._read_handshake(data)
+        elif state is State.ASKED:
+            self._early += data
+            self._pause_reading()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        if self._attached is not None:
+            self._attached.stall()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._send_pong()
+        if self._attached is not None:
+            self._attached.resume()
+        if self._writable:
+            self._release()
+
+    def _release(self) -> None:
+        waiting, self._drained = self._drained, None
+        for waiter in waiting or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _drain(self) -> None:
+        while not self._writable and not self._lost:
+            waiter = self._loop.create_future()
+            if self._drained is None:
+                self._drained = []
+            self._drained.append(waiter)
+            await waiter
+
+    def _pause_reading(self) -> None:
+        if not self._read_paused:
+            self._read_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._read_paused:
+            self._read_paused = False
+            self._transport.resume_reading()
+
+    # Ends
+
+    def _leave(self, state: State) -> None:
+        """Whatever ends the connection passes through here, before it is done."""
+        if state is State.OVER and self._state in (State.OPEN, State.CLOSING):
+            logger.info("connection closed")
+        self._state = state
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._pinged = self._pong = None
+        if self._attached is not None:
+            self._attached.close()
+
+    def _fail(self, code: int, reason: str) -> None:
+        """End an open connection with a close frame that need not be answered."""
+        self._leave(State.OVER)
+        self._arrivals.put({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._write(close_payload(code, reason), CLOSE)
+        self._end()
+
+    def _end(self) -> None:
+        """Close the socket, when it has taken what is still to be written."""
+        self._leave(State.OVER)
+        if not self._transport.is_closing():
+            self._transport.close()
+            # asyncio's TLS has a limit of its own.
+            if self._transport.get_write_buffer_size() and not is_ssl(self._transport):
+                self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
+
+    def shutdown(self) -> None:
+        """uvicorn stops."""
+        if self._state is State.OPEN:
+            self._fail(SERVICE_RESTART, "")
+            return
+        if self._state is State.ASKED:
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, (), b"Internal Server Error")
+            return
+        self._end()
+
+    # The handshake
+
+    def _read_handshake(self, data: bytes) -> None:
+        self._early += data
         try:
-            super().data_received(data)
-        except InvalidState:
-            # A close frame behind a text frame that is no UTF-8: uvicorn closes for the one, and
-            # does not expect the other.
-            self._closing()
-            self.transport.close()
-        if self.conn.handshake_exc is not None:
-            # A request that is no WebSocket handshake, or has too many or too long headers: uvicorn
-            # would keep the connection, and never answer.
-            self.transport.close()
+            request = read_request(self._early)
+        except Refused as refused:
+            self._refuse(refused.status, refused.headers, f"{refused}\n".encode())
+            return
+        if request is None:
+            return
+        # A client has nothing to say before it is answered; what it says is kept until then.
+        self._early = self._early.partition(b"\r\n\r\n")[2]
+        if self._early:
+            self._pause_reading()
+        self._state = State.ASKED
+        self._request = request
+        transport = self._transport
+        path = request.path.decode("ascii")
+        root_path = self._config.root_path
+        self._scope = {
+            "type": "websocket",
+            "asgi": {"version": self._config.asgi_version, "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": "wss" if is_ssl(transport) else "ws",
+            "server": _address(transport, "sockname"),
+            "client": _address(transport, "peername"),
+            "root_path": root_path,
+            "path": root_path + (unquote(path) if "%" in path else path),
+            "raw_path": root_path.encode("ascii") + request.path,
+            "query_string": request.query,
+            "headers": request.headers,
+            "subprotocols": request.subprotocols,
+            "state": self._app_state.copy(),
+            "extensions": {"websocket.http.response": {}, EXTENSION: self},
+        }
+        self._arrivals.put({"type": "websocket.connect"})
+        task = self._loop.create_task(self._run(self._scope))
+        task.add_done_callback(self._server.tasks.discard)
+        self._server.tasks.add(task)
 
-    # A transport that reads in the background (Windows' proactor) needs a buffer that stays.
-    if sys.platform == "win32":
-
-        def get_buffer(self, sizehint: int) -> memoryview:
-            self._view = memoryview(bytearray(READ_SIZE))
-            return self._view
-
-        def buffer_updated(self, nbytes: int) -> None:
-            self.data_received(bytes(self._view[:nbytes]))
-    else:
-
-        def get_buffer(self, sizehint: int) -> memoryview:
-            return _buffers.view
-
-        def buffer_updated(self, nbytes: int) -> None:
-            self.data_received(bytes(_buffers.view[:nbytes]))
-
-    def send_receive_event_to_app(self) -> None:
-        paused, self.read_paused = self.read_paused, True
-        super().send_receive_event_to_app()
-        if not paused and self.queue.size > READ_AHEAD:
-            self.transport.pause_reading()
+    async def _run(self, scope: Scope) -> None:
+        try:
+            result = await self._config.loaded_app(scope, self.receive, self.send)
+        except ClientDisconnected:
+            pass
+        except BaseException:
+            logger.exception("Exception in ASGI application\n")
+            if self._state is State.OPEN:
+                self._fail(INTERNAL_ERROR, "")
         else:
-            self.read_paused = paused
+            if self._state in (State.ASKED, State.DENYING):
+                logger.error("ASGI callable returned without completing handshake.")
+            elif result is not None:
+                logger.error("ASGI callable should return None, but returned '%s'.", result)
+        if self._state is State.ASKED:
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, (), b"Internal Server Error")
+        elif self._state is not State.CLOSING:
+            self._end()
+
+    def _accept(self, message: Message) -> None:
+        request = self._request
+        if request is None or self._transport.is_closing():
+            raise ClientDisconnected
+        agreed: Compression | None = None
+        if self._config.ws_per_message_deflate and request.offers:
+            agreed = negotiate(request.offers)
+        response = accept(
+            request,
+            extensions=b"" if agreed is None else agreed.header,
+            subprotocol=message.get("subprotocol"),
+            headers=[*self._server.default_headers, *message.get("headers", ())],
+        )
+        self._log("[accepted]")
+        if agreed is not None:
+            self.window_bits = agreed.window_bits
+            self._reader.deflate = True
+        self._state = State.OPEN
+        self._request = None
+        self._scope = {}
+        self._transport.write(response)
+        logger.info("connection open")
+        if self._ping_interval > 0:
+            self._timer = self._loop.call_later(self._ping_interval, self.ping)
+        if self._early:
+            early, self._early = self._early, b""
+            self._resume_reading()
+            self._read(early)
+
+    def _refuse(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer the handshake with an HTTP response, and close the connection."""
+        given = {name.lower() for name, _ in headers}
+        defaults = [each for each in self._server.default_headers if each[0] not in given]
+        response = respond(status, [*defaults, *headers], body)
+        self._leave(State.OVER)
+        self._request = self._denial = None
+        self._scope = {}
+        self._early = b""
+        logger.info("connection rejected (%d)", status)
+        self._transport.write(response)
+        self._end()
+
+    def _log(self, outcome: str) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            client = get_client_addr(self._scope)  # type: ignore[arg-type]
+            path = get_path_with_query_string(self._scope)  # type: ignore[arg-type]
+            logger.info('%s - "WebSocket %s" %s', client, path, outcome)
+
+    # What the client sends
+
+    def _read(self, data: bytes) -> None:
+        for event in self._reader.receive(data):
+            if isinstance(event, (str, bytes)):
+                # Who has closed wants no more.
+                if self._state is State.OPEN:
+                    self._arrivals.put(event)
+            elif isinstance(event, Pong):
+                self._take_pong(event.payload)
+            elif isinstance(event, Ping):
+                # One that is not answered yet need not be (RFC 6455, section 5.5.3): answers never
+                # pile up before a client that does not read.
+                self._pong = event.payload
+            elif self._state is not State.OPEN:
+                self._end()
+            elif isinstance(event, Failure):
+                self._fail(event.code, event.reason)
+            else:
+                self._answer_close(event)
+        if self._pong is not None:
+            self._send_pong()
+        if self._arrivals.size > READ_AHEAD and self._state is State.OPEN:
+            self._pause_reading()
+
+    def _answer_close(self, event: Close) -> None:
+        self._leave(State.OVER)
+        code, reason = event.code, event.reason
+        self._arrivals.put({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._write(event.payload, CLOSE)
+        self._end()
+
+    def _send_pong(self) -> None:
+        if self._pong is not None and self._writable and self._state is State.OPEN:
+            pong, self._pong = self._pong, None
+            self._write(pong, PONG)
+
+    def _write(self, payload: bytes, opcode: int) -> None:
+        self._transport.write(frame(payload, FIN | opcode))
+
+    # Pings: for those of the app's connections that have no heartbeat of the core's
+
+    def ping(self) -> None:
+        """Ask the client for a sign of life."""
+        self._timer = None
+        if self._state is not State.OPEN or self._transport.is_closing():
+            return
+        self._pinged = random.randbytes(4)
+        self._write(self._pinged, PING)
+        timeout = self._config.ws_ping_timeout
+        if timeout is None:
+            self._timer = self._loop.call_later(self._ping_interval, self.ping)
+        else:
+            self._timer = self._loop.call_later(timeout, self._silent)
+
+    def _take_pong(self, payload: bytes) -> None:
+        if self._pinged is None or payload != self._pinged:
+            return
+        self._pinged = None
+        if self._config.ws_ping_timeout is not None and self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(self._ping_interval, self.ping)
+
+    def _silent(self) -> None:
+        self._timer = None
+        if self._state is State.OPEN and not self._transport.is_closing():
+            self._trace("keepalive ping timeout")
+            self._fail(INTERNAL_ERROR, "keepalive ping timeout")
 
     def stop_pinging(self) -> None:
         """Leave heartbeats to the core, which has its own: two would cost twice."""
-        stop = getattr(self, "stop_keepalive", None)
-        if stop is not None:
-            stop()
+        self._ping_interval = 0.0
+        self._pinged = None
+        if self._state is State.OPEN and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self.realtime_writer is not None:
-            self.realtime_writer.paused()
+    # The application
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self.realtime_writer is not None:
-            self.realtime_writer.resumed()
+    async def receive(self) -> Message:
+        message = await self._arrivals.get()
+        if self._read_paused and self._state is not State.ASKED and self._arrivals.empty():
+            self._resume_reading()
+        return message
 
-    # Whatever ends the connection passes through one of these. Each is told before it is done, and
-    # `connection_lost` before asyncio closes the socket.
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._closing()
-        super().connection_lost(exc)
-
-    def handle_close(self, event: Any) -> None:
-        self._closing()
-        super().handle_close(event)
-
-    def handle_parser_exception(self) -> None:
-        self._closing()
-        super().handle_parser_exception()
-
-    def keepalive_timeout(self) -> None:
-        self._closing()
-        super().keepalive_timeout()
-
-    def shutdown(self) -> None:
-        self._closing()
-        try:
-            super().shutdown()
-        except InvalidState:
-            # The client is closing at this very moment. uvicorn does not expect that, and would
-            # stop without ending the app's lifespan.
-            if not self.transport.is_closing():
-                self.transport.close()
-
-    async def send(self, message: Any) -> None:
+    async def send(self, message: Message) -> None:
+        if not self._writable:
+            await self._drain()
         kind = message["type"]
-        if kind == "websocket.close":
-            self._closing()
-        await super().send(message)
-        if kind == "websocket.accept" and self.request is not None:
-            # All that anyone wants of them stands in the scope. The parser keeps the request.
-            self.request.headers.clear()
-            self.request = self.response = None
+        state = self._state
+        if state is State.OPEN:
+            if self._transport.is_closing():
+                raise ClientDisconnected
+            if kind == "websocket.send":
+                self._send(message)
+            elif kind == "websocket.close":
+                self._close(message)
+            else:
+                raise RuntimeError(
+                    "Expected ASGI message 'websocket.send' or 'websocket.close', "
+                    f"but got '{kind}'."
+                )
+        elif self._lost or state is State.OVER:
+            raise ClientDisconnected
+        elif state is State.ASKED:
+            self._reply(message)
+        elif self._denial is not None:
+            self._deny(message, self._denial)
+        else:
+            raise RuntimeError(
+                f"Unexpected ASGI message '{kind}', after sending 'websocket.close'."
+            )
 
-    def _closing(self) -> None:
-        if self.realtime_writer is not None:
-            self.realtime_writer.closing()
+    def _send(self, message: Message) -> None:
+        payload = message.get("bytes")
+        opcode: Any = BINARY
+        if payload is None:
+            text = message.get("text")
+            if text is None:
+                return
+            payload, opcode = text.encode(), TEXT
+        if self.window_bits and len(payload) >= COMPRESS_FROM:
+            self._transport.write(compressed_frame(payload, opcode, self.window_bits))
+        else:
+            self._write(payload, opcode)
+
+    def _close(self, message: Message) -> None:
+        code, reason = message.get("code", NORMAL), message.get("reason") or ""
+        payload = close_payload(code, reason)
+        self._leave(State.CLOSING)
+        self._arrivals.put({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._write(payload, CLOSE)
+        self._resume_reading()
+        self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._end)
+
+    def _reply(self, message: Message) -> None:
+        """Do as the application wishes with a handshake."""
+        kind = message["type"]
+        if kind == "websocket.accept":
+            self._accept(message)
+        elif kind == "websocket.close":
+            self._log("403")
+            self._arrivals.put({"type": "websocket.disconnect", "code": 1006})
+            self._refuse(HTTPStatus.FORBIDDEN, (), b"")
+        elif kind == "websocket.http.response.start":
+            status = message["status"]
+            if not 100 <= status < 600:
+                raise RuntimeError(f"Invalid HTTP status code '{status}' in response.")
+            self._log(str(status))
+            self._denial = (status, list(message.get("headers", ())), bytearray())
+            self._state = State.DENYING
+        else:
+            raise RuntimeError(
+                "Expected ASGI message 'websocket.accept', 'websocket.close' "
+                f"or 'websocket.http.response.start' but got '{kind}'."
+            )
+
+    def _deny(self, message: Message, denial: tuple[int, Headers, bytearray]) -> None:
+        if message["type"] != "websocket.http.response.body":
+            raise RuntimeError(
+                f"Expected ASGI message 'websocket.http.response.body' but got '{message['type']}'."
+            )
+        status, headers, body = denial
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            self._arrivals.put({"type": "websocket.disconnect", "code": 1006})
+            self._refuse(status, headers, bytes(body))
+
+    # The direct writer
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's file descriptor if writing to it is just what the transport would do; -1 for
+        TLS and for other event loops, whose transports may hold bytes back elsewhere."""
+        if type(self._transport).__module__ != "asyncio.selector_events":
+            return -1
+        sock = self._transport.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
+
+    def attach(self, outbox: Attached) -> None:
+        """Tell `outbox` when the socket takes no more, takes more again, or is about to close."""
+        self.stop_pinging()
+        self._attached = outbox
+        # The application comes here when it pleases: what was told meanwhile, nobody has heard.
+        if self._state in (State.CLOSING, State.OVER):
+            outbox.close()
+            return
+        if not is_ssl(self._transport):
+            # From here on the transport says it is paused as soon as anything waits in its buffer,
+            # and writable when nothing does. Not with TLS: its transport (asyncio.sslproto) would
+            # count an empty buffer as full, and stay paused.
+            self._transport.set_write_buffer_limits(high=0)
+        if not self._writable:
+            outbox.stall()
+
+    def write(self, data: Any) -> bool:
+        """Write whole frames; return whether the socket takes more at once.
+
+        Nothing is written before the handshake is complete or after the first sign of a close: what
+        comes then is dropped, as the peer would drop it.
+        """
+        if self._state is not State.OPEN or self._transport.is_closing():
+            return True
+        self._transport.write(data)
+        return self._writable
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def let_go(self, seconds: float) -> None:
+        """Close the socket, in `seconds` at the latest: asyncio would wait for ever until a peer
+        that does not read takes what is still to be written, and uvicorn's stop with it."""
+        # TLS does not say what waits beneath the encryption.
+        if is_ssl(self._transport) or self._transport.get_write_buffer_size():
+            self._loop.call_later(seconds, self._transport.abort)
+
+
+def _address(transport: asyncio.Transport, which: str) -> Any:
+    """Return host and port, or a Unix socket's path and None; None if it is not known."""
+    try:
+        found = transport.get_extra_info(which)
+    except OSError:
+        return None
+    if isinstance(found, tuple | list) and len(found) >= 2:
+        return (str(found[0]), int(found[1]))
+    return (found, None) if found and isinstance(found, str) and which == "sockname" else None
+
+
+# uvicorn's own protocol
+
+
+class SansIOWriter:
+    """A direct writer over uvicorn's sans-IO protocol."""
+
+    __slots__ = (
+        "_attached",
+        "_is_closing",
+        "_protocol",
+        "_tls_socket",
+        "_waiter",
+        "_write",
+        "window_bits",
+    )
+
+    descriptor = -1
+
+    def __init__(self, protocol: Any) -> None:
+        transport = protocol.transport
+        # As `RealtimeProtocol.attach` has it.
+        if not is_ssl(transport):
+            transport.set_write_buffer_limits(high=0)
+        # Remembered: asyncio's TLS transport forgets its own when it is closed twice, as uvicorn
+        # does, and can't be aborted any more.
+        self._tls_socket = transport.get_extra_info("socket") if is_ssl(transport) else None
+        self._protocol = protocol
+        self._write = transport.write
+        self._is_closing = transport.is_closing
+        self._attached: Attached | None = None
+        self._waiter: asyncio.Task[None] | None = None
+        self.window_bits = max(
+            (getattr(extension, "local_max_window_bits", 0) for extension in _extensions(protocol)),
+            default=0,
+        )
+
+    def write(self, data: Any) -> bool:
+        """As `RealtimeProtocol.write`."""
+        protocol = self._protocol
+        if (
+            protocol.close_sent
+            or protocol.disconnected
+            or self._is_closing()
+            or not protocol.handshake_complete
+        ):
+            return True
+        self._write(data)
+        if protocol.writable.is_set():
+            return True
+        if self._waiter is None:
+            # It does not tell; it can only be waited for.
+            self._waiter = protocol.loop.create_task(self._wait_writable())
+        return False
+
+    async def _wait_writable(self) -> None:
+        await self._protocol.writable.wait()
+        self._waiter = None
+        if self._attached is not None:
+            self._attached.resume()
+
+    def attach(self, outbox: Attached) -> None:
+        self._attached = outbox
+
+    def abort(self) -> None:
+        self._protocol.transport.abort()
+
+    def let_go(self, seconds: float) -> None:
+        """As `RealtimeProtocol.let_go`."""
+        transport = self._protocol.transport
+        if self._tls_socket is not None:
+            self._protocol.loop.call_later(seconds, _cut, transport, self._tls_socket)
+        elif transport.get_write_buffer_size():
+            self._protocol.loop.call_later(seconds, transport.abort)
+
+
+def _extensions(protocol: Any) -> Any:
+    return getattr(getattr(protocol, "conn", None), "extensions", ())
 
 
 def _cut(transport: Any, sock: Any) -> None:
@@ -441,19 +788,7 @@ def _cut(transport: Any, sock: Any) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def _descriptor(protocol: WebSocketsSansIOProtocol) -> int:
-    """Return the socket's file descriptor if writing to it is just what the transport would do; -1
-    for TLS and for other event loops, whose transports may hold bytes back elsewhere."""
-    transport = protocol.transport
-    if not isinstance(protocol, RealtimeProtocol):
-        return -1
-    if type(transport).__module__ != "asyncio.selector_events" or is_ssl(transport):
-        return -1
-    sock = transport.get_extra_info("socket")
-    return -1 if sock is None else int(sock.fileno())
-
-
-_NEEDED = (
+_NEEDED: Final = (
     "close_sent",
     "disconnected",
     "handshake_complete",
@@ -463,27 +798,35 @@ _NEEDED = (
 )
 
 
+def _is_sans_io(protocol: object) -> bool:
+    """Whether it is uvicorn's sans-IO protocol, no subclass, with all that is needed of it. That it
+    need not be imported: with another protocol, `websockets` need not be there."""
+    kind = type(protocol)
+    return (
+        kind.__module__ == "uvicorn.protocols.websockets.websockets_sansio_impl"
+        and kind.__name__ == "WebSocketsSansIOProtocol"
+        and all(hasattr(protocol, name) for name in _NEEDED)
+    )
+
+
 def _unwrapped(send: Any) -> Any:
     """Starlette wraps `send` for what stands in its router, `Mount` included, only to note that an
     HTTP response has started: nothing that concerns a WebSocket's messages."""
     while getattr(send, "__module__", "") == "starlette._exception_handler":
-        inner = inspect.getclosurevars(send).nonlocals.get("send")
-        if inner is None:
+        try:
+            inner = send.__closure__[send.__code__.co_freevars.index("send")].cell_contents
+        except (AttributeError, TypeError, ValueError):
             break
         send = inner
     return send
 
 
-def find_writer(scope: Scope, send: Send) -> SansIOWriter | None:
-    """Return a direct writer if `send` is the very method of uvicorn's sans-IO protocol: then no
+def find_writer(scope: Scope, send: Send) -> RealtimeProtocol | SansIOWriter | None:
+    """Return a direct writer if `send` is the very method of a protocol that has one: then no
     middleware stands between that would have to see each message."""
     extensions = scope.get("extensions") or {}
     offered = extensions.get(EXTENSION)
     protocol = getattr(_unwrapped(send), "__self__", None)
     if offered is not None:
-        return offered if protocol is offered._protocol else None
-    if type(protocol) is not WebSocketsSansIOProtocol:
-        return None
-    if not all(hasattr(protocol, name) for name in _NEEDED):
-        return None
-    return SansIOWriter(protocol)
+        return offered if protocol is offered else None
+    return SansIOWriter(protocol) if _is_sans_io(protocol) else None

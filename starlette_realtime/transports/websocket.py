@@ -38,6 +38,7 @@ from ..errors import (
 )
 from ..events import Command
 from ..protocols import native, payload
+from ..protocols.websocket import WINDOW_BITS
 from ..wires import native as wires
 
 logger = logging.getLogger("starlette_realtime")
@@ -120,7 +121,7 @@ class WebSocketConnection(Connection):
         self._writer = writer
         options = door.runtime.options
         if self._writer is not None:
-            wire = wires.DEFLATE if self._writer.window_bits >= wires.WINDOW_BITS else wires.FRAME
+            wire = wires.DEFLATE if self._writer.window_bits >= WINDOW_BITS else wires.FRAME
             outbox = Outbox(
                 wire[several],
                 limit=options.max_queued,

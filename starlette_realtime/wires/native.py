@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,37 +11,10 @@ from ..core.outbox import Chunk, Hello, Joined
 from ..errors import ClientError
 from ..events import Publication
 from ..protocols import native
+from ..protocols.websocket import COMPRESS_FROM, compressed_frame, frame
 
 MAX_FRAME: Final = 512 * 1024
 """Messages are put together into frames of at most about this size (bytes)."""
-
-
-COMPRESS_FROM: Final = 1024
-"""Frames of fewer bytes go out uncompressed: there is little to gain."""
-WINDOW_BITS: Final = 12
-"""Base-2 logarithm of the window that compressed frames need: 4 KB, as uvicorn negotiates."""
-
-
-def frame(payload: bytes, first: int = 0x81) -> bytes:
-    """Return `payload` as a server's unfragmented text frame (RFC 6455, section 5.2). `first` is
-    its first byte: FIN and the opcode, and RSV1 if it is compressed.
-
-    An uncompressed frame is valid whether or not compression was negotiated (RFC 7692, section 6).
-    """
-    size = len(payload)
-    if size < 126:
-        return bytes((first, size)) + payload
-    if size < 65536:
-        return struct.pack("!BBH", first, 126, size) + payload
-    return struct.pack("!BBQ", first, 127, size) + payload
-
-
-def compressed_frame(payload: bytes) -> bytes:
-    """Return `payload` as a compressed text frame (RFC 7692, section 7.2.1) that refers to nothing
-    before it: the same bytes serve every receiver that negotiated a window of `WINDOW_BITS`."""
-    deflate = zlib.compressobj(6, zlib.DEFLATED, -WINDOW_BITS, 5)
-    data = deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH)
-    return frame(data[:-4], 0xC1)
 
 
 def _parts(messages: Sequence[bytes]) -> list[bytes]:

@@ -19,7 +19,7 @@ from websockets.uri import parse_uri
 
 from starlette_realtime.core.group import FAST_FROM, Group
 from starlette_realtime.core.outbox import Outbox
-from starlette_realtime.servers.uvicorn import EXTENSION, RealtimeProtocol, SansIOWriter
+from starlette_realtime.servers.uvicorn import EXTENSION, RealtimeProtocol
 from starlette_realtime.wires import native as wires
 
 MEMBERS = FAST_FROM + 1
@@ -31,7 +31,7 @@ class End:
     """Both ends of one connection: the server's outbox, and a client that reads when told to."""
 
     outbox: Outbox
-    writer: SansIOWriter
+    writer: RealtimeProtocol
     send: Send
     client: ClientProtocol
     socket: socket.socket
@@ -119,13 +119,13 @@ async def play(steps: list[tuple[str, int, int]]) -> None:
                 end.outbox.push(chunk)
                 end.given.append(text)
             elif verb == "ping":
-                end.writer._protocol.send_keepalive_ping()
+                end.writer.ping()
             elif verb == "read":
                 end.read()
             else:
                 await asyncio.sleep(0)
         for end in ends:
-            while end.read() or end.outbox.queue or not end.writer._protocol.writable.is_set():
+            while end.read() or end.outbox.queue or not end.writer._writable:
                 await asyncio.sleep(0)
             closing: Message = {"type": "websocket.close", "code": 4410, "reason": "over"}
             await end.send(closing)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import anyio
@@ -12,14 +12,15 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from websockets.protocol import State
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
 from starlette_realtime import Happening, Member, Realtime, RealtimeMiddleware, Session
 from starlette_realtime.servers.uvicorn import (
     EXTENSION,
     READ_AHEAD,
     RealtimeProtocol,
-    SansIOWriter,
+    State,
     _Arrivals,
 )
 from tests.support.ports import Certificate
@@ -31,6 +32,12 @@ pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., LiveServer]
 SANS_IO = ["websockets-sansio", FAST]
+
+
+def loaded(app: Any) -> Config:
+    config = Config(app, log_config=None)
+    config.load()
+    return config
 
 
 def watched() -> tuple[Realtime, list[bool]]:
@@ -179,8 +186,7 @@ async def test_stopping_while_a_client_is_closing(serve: Serve, certificate: Cer
         ann.websocket.protocol.send_close(4000)
         ann.websocket.transport.write(b"".join(ann.websocket.protocol.data_to_send()))
         connections: Any = server._server.server_state.connections
-        await until(lambda: [c for c in list(connections) if c.conn.state is not State.OPEN])
-        assert not any(c.close_sent for c in list(connections))
+        await until(lambda: [c for c in list(connections) if c._state is State.OVER])
         await anyio.to_thread.run_sync(server.stop)
         assert (await bob.closed())[0] == 1012
     assert not realtime.running
@@ -202,21 +208,6 @@ async def test_two_instances_in_one_app_have_writers_of_their_own(serve: Serve) 
         assert (direct_one, direct_two) == ([True], [True])
 
 
-class Ended:
-    """A protocol whose socket's end, or whose pause, came before the application asked for it."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.writable = asyncio.Event()
-        self.conn = SimpleNamespace(extensions=[])
-        self.transport = SimpleNamespace(
-            write=None,
-            is_closing=lambda: True,
-            set_write_buffer_limits=lambda high: None,
-            get_extra_info=lambda name: None,
-        )
-
-
 class Attached:
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -233,15 +224,19 @@ class Attached:
 
 async def test_an_outbox_learns_what_was_told_before_it_was_there() -> None:
     # Its descriptor may be another client's by then.
-    protocol: Any = Ended()
-    writer = SansIOWriter(protocol)
-    writer.descriptor = 7
+    ends = socket.socketpair()
+    transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(
+        lambda: RealtimeProtocol(loaded(Starlette()), ServerState(), {}), ends[0]
+    )
     paused, ended = Attached(), Attached()
-    writer.attach(paused)
+    protocol.pause_writing()
+    protocol.attach(paused)
     assert paused.told == ["stall"]
-    writer.closing()
-    writer.attach(ended)
+    transport.abort()
+    await until(lambda: "close" in paused.told)
+    protocol.attach(ended)
     assert ended.told == ["close"]
+    ends[1].close()
 
 
 async def test_what_arrives_is_taken_in_its_order_by_one_who_may_give_up() -> None:
@@ -251,7 +246,7 @@ async def test_what_arrives_is_taken_in_its_order_by_one_who_may_give_up() -> No
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     for number in range(3):
-        arrivals.put_nowait({"text": "x" * number})
+        arrivals.put("x" * number)
     assert [len((await arrivals.get())["text"]) for _ in range(2)] == [0, 1]
     waiting = asyncio.create_task(arrivals.get())
     assert (await waiting)["text"] == "xx"
@@ -259,7 +254,7 @@ async def test_what_arrives_is_taken_in_its_order_by_one_who_may_give_up() -> No
     assert not arrivals.size
     waiting = asyncio.create_task(arrivals.get())
     await asyncio.sleep(0)
-    arrivals.put_nowait({"bytes": b"later"})
+    arrivals.put(b"later")
     assert (await waiting)["bytes"] == b"later"
 
 
@@ -274,7 +269,7 @@ async def test_a_server_reads_only_so_far_ahead_of_a_busy_handler(serve: Serve) 
     async def slow(data: str, member: Member) -> None:
         nonlocal taken
         taken += 1
-        protocols.append(member.session.connection.scope["extensions"][EXTENSION]._protocol)
+        protocols.append(member.session.connection.scope["extensions"][EXTENSION])
         while not go_on.is_set():
             await asyncio.sleep(0.01)
 
@@ -283,9 +278,9 @@ async def test_a_server_reads_only_so_far_ahead_of_a_busy_handler(serve: Serve) 
         await client.request("join", "r")
         message = {"type": "slow", "room": "r", "data": "x" * 20_000}
         sending = asyncio.create_task(client.send(*[message] * 1000))
-        await until(lambda: bool(protocols) and protocols[0].read_paused)
+        await until(lambda: bool(protocols) and protocols[0]._read_paused)
         # One read of the socket is at most 256 KB.
-        assert protocols[0].queue.size < READ_AHEAD + 300_000
+        assert protocols[0]._arrivals.size < READ_AHEAD + 300_000
         go_on.set()
         await sending
         await client.settle(timeout=30)
@@ -300,8 +295,8 @@ async def test_there_is_one_heartbeat(serve: Serve) -> None:
     @realtime.on("connection")
     def connected(happening: Happening) -> None:
         scope = happening.session.connection.scope
-        protocols.append(scope["extensions"][EXTENSION]._protocol)
+        protocols.append(scope["extensions"][EXTENSION])
 
     async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
         await client.settle()
-        assert protocols[0].ping_timer is None
+        assert protocols[0]._timer is None
