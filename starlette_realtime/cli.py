@@ -161,7 +161,7 @@ def _serve(options: Sequence[str]) -> int:
 
         from .servers import uvicorn as _protocol  # noqa: F401 - whether it can be imported
     except ImportError:
-        return _fail("this needs uvicorn and websockets: pip install 'starlette-realtime[server]'")
+        return _fail("this needs uvicorn: pip install 'starlette-realtime[server]'")
     command = list(options)
     for name, value in (("--ws", PROTOCOL), ("--loop", "asyncio")):
         if not any(word == name or word.startswith(f"{name}=") for word in command):

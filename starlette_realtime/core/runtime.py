@@ -342,10 +342,8 @@ class Runtime:
         elif connection.pinged < connection.heard:
             connection.pinged = now
             ping = connection.outbox.wire.ping()
-            if ping is not None:
-                for session in connection.sessions.values():
-                    self.hub.push(session, ping)
-                    break
+            if ping is not None and connection.sessions:
+                connection.outbox.push(ping)
         elif now - connection.pinged > self.options.ping_timeout:
             connection.close(CloseCode.PING_TIMEOUT, "no answer to ping")
 

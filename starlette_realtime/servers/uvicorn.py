@@ -19,13 +19,13 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
-from starlette.types import Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ..protocols.websocket import (
     BINARY,
@@ -85,8 +85,6 @@ READ_AHEAD: Final = 65_536
 """Bytes of messages that may wait for the application before the socket is read no further."""
 CLOSE_TIMEOUT: Final = 10.0
 """Seconds a client gets to answer a close frame, and then to take what is still to be written."""
-
-Message = MutableMapping[str, Any]
 
 
 class Attached(Protocol):
@@ -199,6 +197,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         "_request",
         "_scope",
         "_server",
+        "_skim",
         "_state",
         "_timer",
         "_transport",
@@ -234,6 +233,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._arrivals = _Arrivals(self._loop)
         self._read_paused = False
         self._attached: Attached | None = None
+        self._skim: Callable[[str | bytes], bool] | None = None
         self._writable = True
         # Those who wait until it is writable again.
         self._drained: list[asyncio.Future[None]] | None = None
@@ -479,7 +479,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         for event in self._reader.receive(data):
             if isinstance(event, (str, bytes)):
                 # Who has closed wants no more.
-                if self._state is State.OPEN:
+                if self._state is State.OPEN and (self._skim is None or not self._skim(event)):
                     self._arrivals.put(event)
             elif isinstance(event, Pong):
                 self._take_pong(event.payload)
@@ -668,6 +668,12 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         if not self._writable:
             outbox.stall()
 
+    def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:
+        """Offer each message to `take` as it arrives; what returns True is not received any more.
+        Not where a middleware would miss it: `receive` must be our own."""
+        if getattr(receive, "__self__", None) is self:
+            self._skim = take
+
     def write(self, data: Any) -> bool:
         """Write whole frames; return whether the socket takes more at once.
 
@@ -764,6 +770,9 @@ class SansIOWriter:
     def attach(self, outbox: Attached) -> None:
         self._attached = outbox
 
+    def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:
+        """It does not show what arrives."""
+
     def abort(self) -> None:
         self._protocol.transport.abort()
 
@@ -826,7 +835,11 @@ def find_writer(scope: Scope, send: Send) -> RealtimeProtocol | SansIOWriter | N
     middleware stands between that would have to see each message."""
     extensions = scope.get("extensions") or {}
     offered = extensions.get(EXTENSION)
-    protocol = getattr(_unwrapped(send), "__self__", None)
-    if offered is not None:
-        return offered if protocol is offered else None
+    protocol: object = getattr(_unwrapped(send), "__self__", None)
+    if isinstance(offered, RealtimeProtocol):
+        if protocol is not offered:
+            return None
+        # Before the first is due: who asks for a writer has a heartbeat.
+        offered.stop_pinging()
+        return offered
     return SansIOWriter(protocol) if _is_sans_io(protocol) else None

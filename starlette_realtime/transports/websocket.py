@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import anyio
@@ -48,6 +48,8 @@ MAX_BACKLOG = 1000
 most about `max_queued` bytes."""
 TURN = 32
 """Frames handled in a row, where so many are there, before others have their turn."""
+PONGS = ('{"type":"pong"}', '{"type": "pong"}')
+"""As clients write it in JavaScript, and in Python."""
 CLOSE_TIMEOUT = 2.0
 """Seconds a socket that takes nothing gets for our close frame."""
 
@@ -68,6 +70,10 @@ class Writer(Protocol):
     def attach(self, outbox: Outbox) -> None:
         """Tell `outbox` when the socket takes no more (`stall`), takes more again (`resume`), or is
         about to close (`close`)."""
+
+    def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:
+        """Offer each message to `take` as it arrives, where `receive` is the server's own; what
+        returns True is not received any more."""
 
     def abort(self) -> None:
         """Close the socket without a word."""
@@ -130,6 +136,7 @@ class WebSocketConnection(Connection):
                 descriptor=self._writer.descriptor,
             )
             self._writer.attach(outbox)
+            self._writer.skim(receive, self._take_pong)
         else:
             self._scope = anyio.CancelScope()
             self._pump = _Pump(send)
@@ -376,6 +383,15 @@ class WebSocketConnection(Connection):
             for command in self._decode(message):
                 if self._closing is None:
                     await self._handle(command)
+
+    def _take_pong(self, message: str | bytes) -> bool:
+        """Take the answer to a ping as it arrives: nobody need be woken for it."""
+        session = self.sessions.get("/") if message in PONGS else None
+        if session is None:
+            return False
+        self.heard = time.monotonic()
+        session.engine.small_talk(session)
+        return True
 
     def _decode(self, message: Message) -> list[Command | native.Refused]:
         frame = message.get("text")

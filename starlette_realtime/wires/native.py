@@ -16,6 +16,8 @@ from ..protocols.websocket import COMPRESS_FROM, compressed_frame, frame
 MAX_FRAME: Final = 512 * 1024
 """Messages are put together into frames of at most about this size (bytes)."""
 
+PING: Final = '{"type":"ping"}'
+
 
 def _parts(messages: Sequence[bytes]) -> list[bytes]:
     """Put messages together, newline-separated, into as few parts as their size allows."""
@@ -32,6 +34,9 @@ def _parts(messages: Sequence[bytes]) -> list[bytes]:
         size += len(message) + 1
     parts.append(b"\n".join(part))
     return parts
+
+
+_PING_FRAME: Final = frame(PING.encode())
 
 
 class NativeWire:
@@ -86,9 +91,6 @@ class NativeWire:
     def pong(self, ns: str, timestamp: int) -> bytes:
         return native.encode("pong", ns, timestamp=timestamp)
 
-    def ping(self) -> bytes | None:
-        return b'{"type":"ping"}'
-
 
 class TextWire(NativeWire):
     """For ASGI's `websocket.send`: chunks are texts of frames, shared by their receivers."""
@@ -103,6 +105,9 @@ class TextWire(NativeWire):
             return "\n".join(chunks)  # type: ignore[arg-type]
         return None
 
+    def ping(self) -> Chunk | None:
+        return PING
+
 
 class FrameWire(NativeWire):
     """For a door that takes bytes of the socket: chunks are whole frames, any number of them."""
@@ -114,6 +119,9 @@ class FrameWire(NativeWire):
 
     def join(self, chunks: Sequence[Chunk]) -> Chunk | None:
         return b"".join(chunks)  # type: ignore[arg-type]
+
+    def ping(self) -> Chunk | None:
+        return _PING_FRAME
 
 
 class DeflateFrameWire(FrameWire):

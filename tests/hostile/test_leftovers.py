@@ -15,6 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from starlette_realtime import Realtime, Session
 from starlette_realtime.events import Command
 from starlette_realtime.protocols import native
+from starlette_realtime.servers.uvicorn import RealtimeProtocol
 from starlette_realtime.transports import websocket
 from starlette_realtime.transports.websocket import WebSocketConnection
 from tests.sessions.helpers import app_of, client, engine, gone, make, runtime, until
@@ -113,13 +114,15 @@ async def test_a_session_that_may_come_back_does_not_keep_its_socket(serve: Serv
     realtime = make()
     realtime.room("chat/{id}")
     server = serve(app_of(realtime), ws=ws)
+    address = ("127.0.0.1", server.port)
 
     def sockets() -> int:
         """The server's sides of its connections, each with what it has read of a message."""
         gc.collect()
         return sum(
-            isinstance(thing, WebSocketsSansIOProtocol)
-            and thing.server == ("127.0.0.1", server.port)
+            thing._transport.get_extra_info("sockname") == address
+            if isinstance(thing, RealtimeProtocol)
+            else isinstance(thing, WebSocketsSansIOProtocol) and thing.server == address
             for thing in gc.get_objects()
         )
 

@@ -94,7 +94,7 @@ async def play(steps: list[tuple[str, int, int]]) -> None:
         while (await receive())["type"] != "websocket.disconnect":
             pass
 
-    config = Config(app, ws_per_message_deflate=False, log_level="critical")
+    config = Config(app, ws_per_message_deflate=False, log_config=None)
     config.load()
     state = ServerState()
     listening = socket.socket()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -300,3 +302,90 @@ async def test_there_is_one_heartbeat(serve: Serve) -> None:
     async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
         await client.settle()
         assert protocols[0]._timer is None
+
+
+async def test_the_answer_to_a_ping_wakes_nobody(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, arrived = _Arrivals.put, []
+
+    def watched_put(self: _Arrivals, arrival: Any) -> None:
+        arrived.append(arrival)
+        put(self, arrival)
+
+    monkeypatch.setattr(_Arrivals, "put", watched_put)
+    realtime = make_realtime(ping_interval=0.1, ping_timeout=20.0)
+    async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
+        await client.read_until(lambda: client.pings >= 3, "three pings")
+        await client.settle()
+    assert '{"type": "ping"}' in arrived
+    assert '{"type": "pong"}' not in arrived
+
+
+class Listening:
+    """A middleware that wants to see what arrives, and not what is sent."""
+
+    heard: ClassVar[list[Message]] = []
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def listening() -> Message:
+            message = await receive()
+            self.heard.append(message)
+            return message
+
+        await self.app(scope, listening if scope["type"] == "websocket" else receive, send)
+
+
+async def test_a_middleware_that_wraps_receive_misses_nothing(serve: Serve) -> None:
+    realtime = make_realtime(ping_interval=0.1, ping_timeout=20.0)
+    app = make_app(realtime)
+    app.add_middleware(Listening)
+    Listening.heard.clear()
+    async with NativeClient.open(serve(app, ws=FAST).ws(PATH)) as client:
+        await client.read_until(lambda: client.pings >= 3, "three pings")
+        await client.settle()
+    assert [message.get("text") for message in Listening.heard].count('{"type": "pong"}') >= 2
+
+
+WITHOUT_WEBSOCKETS = """
+import asyncio, sys
+sys.modules["websockets"] = None
+import uvicorn
+
+async def app(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", **{"text": (await receive())["text"]}})
+    await send({"type": "websocket.close"})
+
+async def main():
+    ws = "starlette_realtime.servers.uvicorn:RealtimeProtocol"
+    config = uvicorn.Config(app, port=0, ws=ws, lifespan="off", log_level="warning")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    request = ["GET / HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade",
+               "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13"]
+    writer.write("".join(line + chr(13) + chr(10) for line in [*request, ""]).encode())
+    while (await reader.readline()).strip():
+        pass
+    writer.write(bytes.fromhex("818537fa213d7f9f4d5158"))
+    print(await reader.readexactly(11))
+    writer.close()
+    server.should_exit = True
+    await serving
+
+asyncio.run(main())
+"""
+
+
+def test_websockets_need_not_be_installed() -> None:
+    command = [sys.executable, "-c", WITHOUT_WEBSOCKETS]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.stdout.strip() == repr(b"\x81\x05Hello\x88\x02\x03\xe8"), run.stderr

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from starlette_realtime import AckTimeout, Happening, Member, Realtime, Room, Session
-from tests.support.server import LiveServer
+from tests.support.server import FAST, LiveServer
 from tests.support.wsclient import NativeClient, NativeError
 from tests.transports.helpers import PATH, WS, make_app, make_realtime, token, until
 
@@ -33,10 +33,11 @@ def plain(**options: Any) -> Realtime:
 # Heartbeat
 
 
-async def test_a_silent_client_is_pinged_and_stays_if_it_answers(serve: Serve) -> None:
+@pytest.mark.parametrize("ws", ["websockets-sansio", FAST])
+async def test_a_silent_client_is_pinged_and_stays_if_it_answers(serve: Serve, ws: str) -> None:
     # Time enough for an answer on a machine that has other work to do; there is one for each ping,
     # or no other would follow.
-    server = serve(make_app(plain(ping_interval=0.15, ping_timeout=20.0)))
+    server = serve(make_app(plain(ping_interval=0.15, ping_timeout=20.0)), ws=ws)
     async with NativeClient.open(server.ws(PATH), token=token("ann")) as ann:
         assert (ann.connected["pingInterval"], ann.connected["pingTimeout"]) == (150, 20_000)
         await ann.read_until(lambda: ann.pings >= 4, "four pings")
