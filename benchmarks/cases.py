@@ -373,7 +373,7 @@ CASES: dict[str, Case] = {
             Parameters(
                 peers=(
                     *("realtime-unmodified", "realtime-uvicorn"),
-                    *("realtime-hypercorn", "realtime-granian"),
+                    *("realtime-hypercorn", "realtime-granian", "loop-hypercorn"),
                     *("python-socketio", "python-socketio-hypercorn", "python-socketio-granian"),
                 )
             ),

@@ -224,6 +224,18 @@ PEERS: dict[str, Peer] = {
             deflate_command=_uvicorn("sansio_loop_app", *SANSIO),
         ),
         Peer(
+            "loop-hypercorn",
+            "hand-written loop on hypercorn",
+            _hypercorn("sansio_loop_app"),
+            PLAIN,
+        ),
+        Peer(
+            "loop-granian",
+            "hand-written loop on granian",
+            _granian("sansio_loop_app"),
+            PLAIN,
+        ),
+        Peer(
             "socketio",
             "Socket.IO on Node",
             _program("node", str(SERVERS / "socketio.mjs")),

@@ -21,9 +21,10 @@ from ..auth.origin import OriginPolicy
 from ..core.engine import Engine
 from ..core.lobby import Introduction
 from ..core.outbox import Chunk, Outbox
+from ..core.rounds import Rounds
 from ..core.runtime import Runtime
 from ..core.session import Connection
-from ..core.turns import bell, current_task
+from ..core.turns import bell, current_task, soon
 from ..errors import (
     AuthenticationRequired,
     BrokerUnavailable,
@@ -139,12 +140,12 @@ class WebSocketConnection(Connection):
             self._writer.skim(receive, self._take_pong)
         else:
             self._scope = anyio.CancelScope()
-            self._pump = _Pump(send)
+            self._pump = _Pump(send, door.rounds)
             outbox = Outbox(
                 wires.TEXT[several],
                 limit=options.max_queued,
                 overflow=self._overflow,
-                wake=self._pump.bell.ring,
+                wake=self._pump.wake,
             )
         super().__init__(scope, outbox, options)
 
@@ -486,12 +487,24 @@ def _close_code(error: ClientError) -> int:
 class _Pump:
     """Writes what waits in an outbox, for servers without a direct writer: one task."""
 
-    def __init__(self, send: Send) -> None:
-        self.bell = bell()
+    def __init__(self, send: Send, rounds: Rounds) -> None:
+        self.generation = 0
+        self.stopped = False
         self._send = send
+        self._rounds = rounds
+        self._bell = bell()
+        self.begin = self._bell.ring
+        # Whether it neither sends nor stands in line to do so.
+        self._idle = True
         self._last = False
         self._done = anyio.Event()
         self._scope = anyio.CancelScope()
+
+    def wake(self) -> None:
+        """There is something in the outbox."""
+        if self._idle:
+            self._idle = False
+            self._rounds.enter(self)
 
     async def run(self, outbox: Outbox) -> None:
         """Write until `finish` or `stop`."""
@@ -502,31 +515,39 @@ class _Pump:
             # Servers differ in what they raise when the client has gone; the reader learns of it.
             logger.debug("a connection can't be written to any more: %r", error)
         finally:
+            self.stopped = True
+            self._rounds.leave(self)
             self._done.set()
 
     async def _write(self, outbox: Outbox) -> None:
-        send, wait, wire = self._send, self.bell.wait, outbox.wire
+        send, turn, wire, rounds = self._send, self._bell.wait, outbox.wire, self._rounds
         while True:
-            if not outbox.queue:
-                if self._last:
-                    return
-                await wait()
-                continue
+            await turn()
             chunks: Sequence[Chunk] = outbox.take()
             if len(chunks) > 1:
                 joined = wire.join(chunks)
-                chunks = chunks if joined is None else (joined,)
+                if joined is not None:
+                    chunks = (joined,)
+                    rounds.gathered = True
             for chunk in chunks:
                 await send({"type": "websocket.send", "text": chunk})
+            rounds.leave(self)
+            if outbox.queue:
+                rounds.enter(self)
+            elif self._last:
+                return
+            else:
+                self._idle = True
 
     async def finish(self) -> None:
         """Write what waits, and no more."""
         self._last = True
-        self.bell.ring()
+        self.wake()
         await self._done.wait()
 
     def stop(self) -> None:
         """Write nothing more."""
+        self.stopped = True
         self._scope.cancel()
 
 
@@ -539,6 +560,7 @@ class WebSocketDoor:
         self.runtime = runtime
         self.engines = engines
         self.origins = origins
+        self.rounds = Rounds(soon(), runtime.timers.call_later)
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, writer: Writer | None = None

@@ -11,7 +11,7 @@ import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,13 @@ class Stalling:
 
     def message(self, kind: str) -> Any:
         while True:
-            while b"\n" not in self.buffer and not self.buffer.endswith(b"}"):
-                self._read()
             for frame in self.buffer.split(b"\x81"):
                 for line in frame.split(b"\n"):
                     start = line.find(b"{")
                     if start >= 0 and b'"type":"%b"' % kind.encode() in line:
-                        return json.loads(line[start:])
+                        # Else there is more of it to come.
+                        with suppress(ValueError):
+                            return json.loads(line[start:])
             self._read()
 
     def _read(self) -> None:

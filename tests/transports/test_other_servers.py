@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 from anyio import to_thread
+from granian.constants import Interfaces
+from granian.server import embed as granian
 from hypercorn.config import Config
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -27,13 +30,13 @@ LOOPS = ["asyncio", "trio"]
 COME_BACK = (1001, 1006, 1011, 1012)
 
 
-class Hypercorn:
-    """Hypercorn in a thread, on one of the two event loops."""
+class Threaded:
+    """A server in a thread, with an event loop of its own."""
 
-    def __init__(self, app: Any, loop: str) -> None:
+    def __init__(self, app: Any, loop: str = "asyncio") -> None:
+        self.app = app
+        self.loop = loop
         self.port = free_port()
-        self._app = app
-        self._loop = loop
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._error: BaseException | None = None
@@ -41,25 +44,17 @@ class Hypercorn:
     def ws(self, path: str) -> str:
         return f"ws://127.0.0.1:{self.port}{path}"
 
+    async def serve(self) -> None:
+        """Serve until `told_to_stop` returns."""
+        raise NotImplementedError
+
+    async def told_to_stop(self) -> None:
+        while not self._stop.is_set():
+            await anyio.sleep(0.01)
+
     def _run(self) -> None:
-        config = Config()
-        config.bind = [f"127.0.0.1:{self.port}"]
-        config.errorlog = None
-        config.graceful_timeout = 1
-
-        async def told_to_stop() -> None:
-            while not self._stop.is_set():
-                await anyio.sleep(0.01)
-
-        async def serve() -> None:
-            if self._loop == "trio":
-                from hypercorn.trio import serve
-            else:
-                from hypercorn.asyncio import serve  # type: ignore[assignment]
-            await serve(self._app, config, shutdown_trigger=told_to_stop)
-
         try:
-            anyio.run(serve, backend=self._loop)
+            anyio.run(self.serve, backend=self.loop)
         except BaseException as error:
             self._error = error
 
@@ -78,9 +73,44 @@ class Hypercorn:
         assert self._error is None, self._error
 
 
+class Hypercorn(Threaded):
+    async def serve(self) -> None:
+        config = Config()
+        config.bind = [f"127.0.0.1:{self.port}"]
+        config.errorlog = None
+        config.graceful_timeout = 1
+        if self.loop == "trio":
+            from hypercorn.trio import serve
+        else:
+            from hypercorn.asyncio import serve  # type: ignore[assignment]
+        await serve(self.app, config, shutdown_trigger=self.told_to_stop)
+
+
+class Granian(Threaded):
+    """It takes each message, and hands each over, in another thread."""
+
+    async def serve(self) -> None:
+        server = granian.Server(
+            self.app,
+            port=self.port,
+            interface=Interfaces.ASGI,
+            log_enabled=False,
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve)
+            await self.told_to_stop()
+            server.stop()  # type: ignore[no-untyped-call]
+
+
+SERVERS: dict[str, Callable[[Any], Threaded]] = {
+    "granian": Granian,
+    "hypercorn": Hypercorn,
+    "hypercorn, trio": partial(Hypercorn, loop="trio"),
+}
+
+
 @contextmanager
-def hypercorn(app: Any, loop: str) -> Iterator[Hypercorn]:
-    server = Hypercorn(app, loop)
+def running(server: Threaded) -> Iterator[Threaded]:
     server.start()
     try:
         yield server
@@ -122,7 +152,7 @@ async def two_chat(door: str) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 async def test_two_clients_chat_and_are_sent_away_to_come_back(loop: str) -> None:
     realtime = rooms()
-    with hypercorn(make_app(realtime), loop) as server:
+    with running(Hypercorn(make_app(realtime), loop)) as server:
         assert realtime.running
         await two_chat(server.ws(PATH))
         async with NativeClient.open(server.ws(PATH), token=token("ann")) as ann:
@@ -137,8 +167,31 @@ async def test_two_clients_chat_and_are_sent_away_to_come_back(loop: str) -> Non
 @pytest.mark.parametrize("loop", LOOPS)
 async def test_without_a_lifespan_it_starts_on_first_use(loop: str) -> None:
     realtime = rooms()
-    with hypercorn(Starlette(routes=[Mount("/realtime", app=realtime)]), loop) as server:
+    app = Starlette(routes=[Mount("/realtime", app=realtime)])
+    with running(Hypercorn(app, loop)) as server:
         assert not realtime.running
         await two_chat(server.ws(PATH))
         assert realtime.running
     assert not realtime.running
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_burst_reaches_everybody_in_order(name: str) -> None:
+    count = 300
+    with running(SERVERS[name](make_app(rooms()))) as server:
+        await two_chat(server.ws(PATH))
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(
+                    NativeClient.open(server.ws(PATH), token=token("a"))
+                )
+                for _ in range(20)
+            ]
+            for client in clients:
+                await client.request("join", "r")
+            await clients[0].send(
+                *({"type": "broadcast", "room": "r", "data": n} for n in range(count))
+            )
+            for client in clients:
+                heard = [(await client.expect("broadcast"))["data"] for _ in range(count)]
+                assert heard == list(range(count))
