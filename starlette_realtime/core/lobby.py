@@ -313,12 +313,25 @@ class Lobby:
         for receiver in channel.everyone():
             if not isinstance(receiver, Session):
                 continue
-            if publication.event == "$replaced" and receiver.generation < data:
-                # Its rooms go on elsewhere under the same id: nobody leaves.
-                receiver.generation = -1
-                receiver.disconnect(CloseCode.REPLACED, "resumed elsewhere")
+            if publication.event == "$replaced":
+                self._replace(receiver, data)
             elif publication.event == "$disconnect":
                 receiver.disconnect(data["code"], data["reason"])
+
+    def _replace(self, session: Session, generation: int) -> None:
+        """Close the connection of a session that has gone on elsewhere with `generation`."""
+        if session.generation < generation:
+            # Its rooms go on there under the same id: nobody leaves.
+            session.generation = -1
+            session.disconnect(CloseCode.REPLACED, "resumed elsewhere")
+
+    async def resumed_elsewhere(self, session: Session, generation: int) -> None:
+        """Do what a `$replaced` that was missed has asked for, unless it went on here."""
+        await self._moving.acquire(session.id)
+        try:
+            self._replace(session, generation)
+        finally:
+            self._moving.give(session.id)
 
     # The end
 
@@ -328,23 +341,27 @@ class Lobby:
         Its rooms see it leave at once when the client closed deliberately (1000) or was sent
         away (4400 to 4499), else when the grace period is over and it has not come back.
         """
-        if session.connection.sessions.get(self.ns) is not session:
+        connection = session.connection
+        if connection.sessions.get(self.ns) is not session:
             return
-        del session.connection.sessions[self.ns]
+        del connection.sessions[self.ns]
         with anyio.CancelScope(shield=True):
-            replaced = session.generation < 0
             deliberate = code == CloseCode.NORMAL or 4400 <= code < 4500
-            keep = not deliberate and not replaced and self.options.resume_window > 0
+            keep = not deliberate and self.options.resume_window > 0
             await self._moving.acquire(session.id)
             try:
+                if session.connection is not connection:
+                    # Meanwhile it was resumed, here.
+                    return
+                # The record first: a process that stood still learns that its time is over before
+                # it takes from the rooms who has long been there again by way of another one.
+                end = self._let_record_end if keep else self._forget_record
+                replaced = session.generation < 0 or not await end(session)
                 await self._detach(session, replaced=replaced, linger=keep)
-                if keep:
+                if keep and not replaced:
                     self._keep(session)
-                    await self._let_record_end(session)
                 else:
                     self._end(session)
-                    if not replaced:
-                        await self._forget_record(session)
             finally:
                 self._moving.give(session.id)
             if self.namespace.observed("disconnection"):
@@ -352,20 +369,26 @@ class Lobby:
                     Happening(name="disconnection", session=session, code=code)
                 )
 
-    async def _let_record_end(self, session: Session) -> None:
-        """Nobody renews the record any more: let it end with the window."""
+    async def _let_record_end(self, session: Session) -> bool:
+        """Nobody renews the record any more: let it end with the window. Return False when it goes
+        on elsewhere."""
+        known = [(session.id, session.generation)]
         try:
-            await self.runtime.sessions.renew([session.id], self.options.resume_window)
+            others = await self.runtime.sessions.renew(known, self.options.resume_window)
         except BrokerUnavailable:
             logger.warning("a session's record ends later than it should: the backend is away")
+            return True
+        return not any(generation for _, generation in others)
 
-    async def _forget_record(self, session: Session) -> None:
+    async def _forget_record(self, session: Session) -> bool:
+        """Let the session be resumed no more. Return False when it goes on elsewhere."""
         if not self.options.resume_window:
-            return
+            return True
         try:
-            await self.runtime.sessions.end(session.id, session.generation)
+            return await self.runtime.sessions.end(session.id, session.generation)
         except BrokerUnavailable:
             logger.warning("a session's record must end by itself: the backend is away")
+            return True
 
     async def _detach(
         self, session: Session, *, replaced: bool = False, linger: bool = True

@@ -403,9 +403,18 @@ class Runtime:
             return
         self.secret = await self.sessions.secret(self.secret)
         ttl = options.resume_window + options.presence_ttl
-        for id in await self.sessions.renew(list(self.hub.sessions), ttl):
+        known = [
+            (session.id, session.generation)
+            for session in self.hub.sessions.values()
+            if isinstance(session, Session) and session.generation > 0
+        ]
+        for id, generation in await self.sessions.renew(known, ttl):
             session = self.hub.sessions.get(id)
-            if isinstance(session, Session) and session.generation > 0:
+            if not isinstance(session, Session) or session.generation < 0:
+                continue
+            if generation:
+                await session.engine.lobby.resumed_elsewhere(session, generation)
+            else:
                 await session.engine.lobby.save(session)
 
     async def _renew_holds(self) -> None:

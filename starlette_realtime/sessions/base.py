@@ -49,9 +49,12 @@ class SessionStore(ABC):
         of that one may have been lost with its connection. Else None."""
 
     @abstractmethod
-    async def renew(self, ids: list[str], ttl: float) -> list[str]:
-        """Let these sessions end in `ttl` seconds from now; return those that are not there."""
+    async def renew(self, sessions: list[tuple[str, int]], ttl: float) -> list[tuple[str, int]]:
+        """Let these sessions, each with its generation, end in `ttl` seconds from now, unless they
+        have been resumed since; return those that were not renewed, each with the newer generation
+        that is there, 0 for none."""
 
     @abstractmethod
-    async def end(self, id: str, generation: int) -> None:
-        """Forget a session, unless it has been resumed since: its generation is a newer one."""
+    async def end(self, id: str, generation: int) -> bool:
+        """Forget a session, unless it has been resumed since, so that its generation is a newer
+        one: then return False."""

@@ -48,20 +48,24 @@ class MemorySessions(SessionStore):
         self._keep(record, ttl)
         return record
 
-    async def renew(self, ids: list[str], ttl: float) -> list[str]:
-        gone = []
-        for id in ids:
+    async def renew(self, sessions: list[tuple[str, int]], ttl: float) -> list[tuple[str, int]]:
+        others = []
+        for id, generation in sessions:
             known = self._get(id)
             if known is None:
-                gone.append(id)
+                others.append((id, 0))
+            elif known.generation > generation:
+                others.append((id, known.generation))
             else:
                 self._keep(known, ttl)
-        return gone
+        return others
 
-    async def end(self, id: str, generation: int) -> None:
+    async def end(self, id: str, generation: int) -> bool:
         known = self._get(id)
-        if known is not None and known.generation <= generation:
-            del self._records[id]
+        if known is not None and known.generation > generation:
+            return False
+        self._records.pop(id, None)
+        return True
 
     def _get(self, id: str) -> SessionRecord | None:
         until, record = self._records.get(id, (0.0, None))

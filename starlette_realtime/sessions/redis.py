@@ -72,19 +72,21 @@ class RedisSessions(SessionStore):
         kept = _decode(found[1])
         return SessionRecord(id, kept.ns, kept.user_id, found[0], kept.status)
 
-    async def renew(self, ids: list[str], ttl: float) -> list[str]:
-        gone: list[str] = []
+    async def renew(self, sessions: list[tuple[str, int]], ttl: float) -> list[tuple[str, int]]:
+        others: list[tuple[str, int]] = []
 
         async def renew(where: int, batch: list[int]) -> None:
-            keys = [self._key(ids[index]) for index in batch]
-            missing = await self._server.run(where, _RENEW, keys, milliseconds(ttl))
-            gone.extend(ids[batch[place - 1]] for place in missing)
+            keys = [self._key(sessions[index][0]) for index in batch]
+            generations = [sessions[index][1] for index in batch]
+            found = await self._server.run(where, _RENEW, keys, milliseconds(ttl), *generations)
+            for place, generation in zip(found[::2], found[1::2], strict=True):
+                others.append((sessions[batch[place - 1]][0], generation))
 
-        await self._server.in_batches(ids, renew)
-        return gone
+        await self._server.in_batches([id for id, _ in sessions], renew)
+        return others
 
-    async def end(self, id: str, generation: int) -> None:
-        await self._server.run(partition(id), _END, [self._key(id)], generation)
+    async def end(self, id: str, generation: int) -> bool:
+        return bool(await self._server.run(partition(id), _END, [self._key(id)], generation))
 
     def _key(self, id: str) -> str:
         return f"{self._server.keys.head(partition(id))}s:{id}"

@@ -1,13 +1,18 @@
--- Lets sessions end later, or sooner. What has ended stays so.
+-- Lets sessions end later, or sooner, unless a newer generation of them is kept. What has ended stays
+-- so.
 --
--- KEYS      sessions, all of one slot in a Cluster
--- ARGV[1]   time to live (ms)
--- Returns   the places (from 1) of those that are not there
+-- KEYS      sessions, all of one slot in a Cluster: hashes of g (generation) and r (record)
+-- ARGV      1 time to live (ms), then a generation for each session
+-- Returns   for each that was not renewed: its place (from 1), and the generation there is, 0 for none
 
-local gone = {}
+local others = {}
 for place, key in ipairs(KEYS) do
-  if redis.call("PEXPIRE", key, ARGV[1]) == 0 then
-    gone[#gone + 1] = place
+  local known = tonumber(redis.call("HGET", key, "g") or 0)
+  if known == 0 or known > tonumber(ARGV[1 + place]) then
+    others[#others + 1] = place
+    others[#others + 1] = known
+  else
+    redis.call("PEXPIRE", key, ARGV[1])
   end
 end
-return gone
+return others

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
+from starlette_realtime import Options, Realtime
 from starlette_realtime.sessions.base import SessionRecord, SessionStore
 from starlette_realtime.sessions.redis import RedisSessions
 from starlette_realtime.testing.contracts.recorder import eventually
 from starlette_realtime.testing.contracts.sessions import SessionStoreContract
+from tests.sessions.helpers import Names, client, engine, side_by_side
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
+from tests.support.server import LiveServer
 
 pytestmark = pytest.mark.anyio
 
@@ -53,3 +57,21 @@ async def test_a_session_is_resumed_once_however_often_it_was_tried(
             again = await sessions.resume("id", 1, 600)
             assert again is not None and again.generation == 3
             assert await sessions.resume("id", 1, 600) is None
+
+
+async def test_who_was_not_told_of_its_successor_is_closed_with_the_next_renewal(
+    redis_url: str, serve: Callable[..., LiveServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(presence_ttl=0.6, shutdown_timeout=1.0)
+    workers = [Realtime(redis_url, auth=Names(), options=options) for _ in range(2)]
+    server = serve(side_by_side(workers))
+
+    async def lost(*arguments: Any) -> None:
+        pass
+
+    async with client(server, path="/0/ws") as one:
+        monkeypatch.setattr(engine(workers[1]), "tell", lost)
+        async with client(server, path="/1/ws", resume=one.connected) as other:
+            assert other.connected["resumed"] is True
+            assert await one.closed() == (4409, "resumed elsewhere")
+            await other.settle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -488,6 +489,42 @@ async def test_a_refused_return_may_be_tried_again(serve: Serve) -> None:
         assert ann.connected["resumed"] is True
         assert ann.connected["sessionId"] == first["sessionId"]
     await nothing_left(realtime)
+
+
+async def test_the_old_connection_ends_while_the_new_one_resumes(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat()
+    server = serve(app_of(chat.realtime))
+    async with client(server, "bob") as bob, client(server, "ann") as ann:
+        for who in (bob, ann):
+            await who.request("join", "chat/1")
+        old = of_user(chat.realtime, "ann").connection
+        store = runtime(chat.realtime).sessions
+        asked, ended = threading.Event(), threading.Event()
+        resume = store.resume
+
+        async def slow(*arguments: Any) -> Any:
+            asked.set()
+            while not ended.is_set():
+                await asyncio.sleep(0.005)
+            return await resume(*arguments)
+
+        monkeypatch.setattr(store, "resume", slow)
+        async with client(
+            server, "ann", resume=ann.connected, rooms={"chat/1": None}, wait_connected=False
+        ) as again:
+            await until(asked.is_set, "the attempt to resume")
+            ann.vanish()
+            await until(lambda: not old.sessions, "the end of the old connection")
+            ended.set()
+            assert (await again.expect("connected"))["resumed"] is True
+            await again.expect("joined")
+            await until(lambda: old not in runtime(chat.realtime).connections, "its very end")
+            await say(bob, "hello")
+            await again.expect("broadcast", data="hello")
+            assert of_user(chat.realtime, "ann").memberships
+    await nothing_left(chat.realtime)
 
 
 async def test_an_anonymous_session_is_resumed_by_its_token(serve: Serve) -> None:

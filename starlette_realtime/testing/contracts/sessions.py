@@ -128,9 +128,9 @@ class SessionStoreContract(StoreContract, ABC):
             await one.put(shortened, LONG)
             assert await other.resume(resumed.id, 1, LONG) is not None
             nobody = self.channel("nobody")
-            asked = [nobody, renewed.id, shortened.id]
-            assert await other.renew(asked, LONG) == [nobody]
-            assert await one.renew([shortened.id], self.unit) == []
+            asked = [(nobody, 1), (renewed.id, 1), (shortened.id, 1)]
+            assert await other.renew(asked, LONG) == [(nobody, 0)]
+            assert await one.renew([(shortened.id, 1)], self.unit) == []
             assert await one.renew([], LONG) == []
             await self.advance(self.unit * 1.5)
             assert await one.resume(resumed.id, 2, LONG) is not None
@@ -142,24 +142,37 @@ class SessionStoreContract(StoreContract, ABC):
             record = self.record()
             await one.put(record, LONG)
             await one.end(record.id, 1)
-            assert await one.renew([record.id], LONG) == [record.id]
+            assert await one.renew([(record.id, 1)], LONG) == [(record.id, 0)]
             assert await one.resume(record.id, 1, LONG) is None
+
+    async def test_renewing_late_does_not_shorten_what_was_resumed_since(self) -> None:
+        async with self.stores() as (one, other):
+            record, bystander = self.record(), self.record()
+            for each in (record, bystander):
+                await one.put(each, LONG)
+            assert await other.resume(record.id, 1, LONG) is not None
+            asked = [(record.id, 1), (bystander.id, 1)]
+            assert await one.renew(asked, self.unit) == [(record.id, 2)]
+            await self.advance(self.unit * 1.5)
+            assert await other.renew([(record.id, 2)], LONG) == []
+            assert await other.resume(record.id, 2, LONG) is not None
+            assert await other.resume(bystander.id, 1, LONG) is None
 
     async def test_an_ended_session_is_gone_everywhere(self) -> None:
         async with self.stores() as (one, other):
             record = self.record()
             await one.put(record, LONG)
-            await other.end(record.id, 1)
+            assert await other.end(record.id, 1)
             assert await one.resume(record.id, 1, LONG) is None
-            await other.end(record.id, 1)
+            assert await other.end(record.id, 1)
 
     async def test_an_end_that_comes_late_does_not_end_what_was_resumed_since(self) -> None:
         async with self.stores() as (one, other):
             record = self.record()
             await one.put(record, LONG)
             assert await other.resume(record.id, 1, LONG) is not None
-            await one.end(record.id, 1)
+            assert not await one.end(record.id, 1)
             resumed = await other.resume(record.id, 2, LONG)
             assert resumed is not None and resumed.generation == 3
-            await one.end(record.id, 3)
+            assert await one.end(record.id, 3)
             assert await other.resume(record.id, 3, LONG) is None
