@@ -31,7 +31,7 @@ from redis.exceptions import (
 
 from ..errors import BrokerUnavailable, ConfigurationError
 from .pipe import close, connect, pack, redirection, until_first
-from .server import RedisServer, describe, pause
+from .server import RedisServer, bad_certificate, describe, pause
 from .url import Address, host_and_port
 
 logger = logging.getLogger("starlette_realtime")
@@ -317,6 +317,10 @@ class _Link:
             url = self._server.url
             if isinstance(self._failure, NoPermissionError | AuthenticationError):
                 raise ConfigurationError(f"{url}: the user may not: {self.error}")
+            if self._failure is not None:
+                hopeless = bad_certificate(host_and_port(self.address), self._failure)
+                if hopeless is not None:
+                    raise hopeless
             if not self._proven.is_set() and time.monotonic() > end:
                 raise ConfigurationError(
                     f"{url}: announcements do not come through: {self.error or 'no answer'}"

@@ -340,6 +340,7 @@ class RedisServer:
             moved()
 
     async def _ask_sentinels(self) -> Address:
+        hopeless = None
         errors = []
         for address in self._known:
             try:
@@ -357,6 +358,8 @@ class RedisServer:
                         f"the Sentinel {host_and_port(address)} refused the user or password of "
                         f"sentinel_username and sentinel_password: {error}"
                     ) from None
+                where = f"the Sentinel {host_and_port(address)}"
+                hopeless = hopeless or bad_certificate(where, error)
                 errors.append(f"{host_and_port(address)}: {describe(error)}")
                 continue
             if found:
@@ -364,9 +367,10 @@ class RedisServer:
                 self._known = (address, *(other for other in self._known if other != address))
                 return found[0].decode(), int(found[1])
             errors.append(f"{host_and_port(address)}: knows no {self.url.service!r}")
-        raise NotNow(f"no Sentinel knows the master ({'; '.join(errors)})")
+        raise hopeless or NotNow(f"no Sentinel knows the master ({'; '.join(errors)})")
 
     async def _ask_cluster(self) -> list[Address]:
+        hopeless = None
         errors = []
         for address in self._known:
             try:
@@ -379,6 +383,7 @@ class RedisServer:
             except (RedisError, OSError) as error:
                 if isinstance(error, _WRONG):
                     raise
+                hopeless = hopeless or bad_certificate(host_and_port(address), error)
                 errors.append(f"{host_and_port(address)}: {describe(error)}")
                 continue
             owners = {}
@@ -394,7 +399,7 @@ class RedisServer:
                 self._known = tuple(dict.fromkeys([address, *seeds]))[:100]
                 return [owners[partition] for partition in range(PARTITIONS)]
             errors.append(f"{host_and_port(address)}: slots without a node")
-        raise NotNow(f"the cluster is not whole ({'; '.join(errors)})")
+        raise hopeless or NotNow(f"the cluster is not whole ({'; '.join(errors)})")
 
     # Commands
 
@@ -548,14 +553,17 @@ class _Unknown(Exception):
 
 
 async def _connect_to_one(url: RedisURL, addresses: list[Address]) -> AbstractConnection:
-    for address in addresses[:-1]:
+    hopeless: ConfigurationError | None = None
+    last: Exception | None = None
+    for address in addresses:
         try:
             return await connect(url, address)
         except _WRONG:
             raise
-        except (RedisError, OSError):
-            continue
-    return await connect(url, addresses[-1])
+        except (RedisError, OSError) as error:
+            hopeless = hopeless or bad_certificate(host_and_port(address), error)
+            last = error
+    raise hopeless or last or NotNow(f"{url} names no server")
 
 
 def _raise_if_hopeless(url: RedisURL, error: BaseException) -> None:
@@ -567,14 +575,18 @@ def _raise_if_hopeless(url: RedisURL, error: BaseException) -> None:
         raise ConfigurationError(f"{url}: the user may not: {text}") from None
     if isinstance(error, ResponseError) and not text.startswith(_PASSING):
         raise ConfigurationError(f"{url}: {text}") from None
+
+
+def bad_certificate(who: str, error: BaseException) -> ConfigurationError | None:
+    """Return what to raise if `error` is about the certificate that `who` shows: no waiting mends
+    it."""
     # Some versions of redis-py do not say in their own text what was wrong.
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__
-    if cause is not None:
-        raise ConfigurationError(
-            f"{url} shows a certificate that does not hold: {describe(cause)}"
-        ) from None
+    if cause is None:
+        return None
+    return ConfigurationError(f"{who} shows a certificate that does not hold: {describe(cause)}")
 
 
 def describe(error: BaseException) -> str:

@@ -172,7 +172,7 @@ async def test_over_tls(own_redis: Own, certificate: Certificate) -> None:
     assert server.running
     await works(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate.certfile}")
     await works(f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=none")
-    await fails(f"rediss://localhost:{port}/0", "certificate")
+    await fails(f"rediss://localhost:{port}/0?startup=600", f"localhost:{port} shows a certificate")
 
 
 async def test_a_user_over_tls(own_redis: Own, certificate: Certificate) -> None:
@@ -198,7 +198,10 @@ async def test_sentinel_over_tls(own_redis: Own, certificate: Certificate) -> No
     )
     url = f"rediss+sentinel://localhost:{sentinel_port}/rooms"
     await works(f"{url}?ssl_ca_certs={certificate.certfile}")
-    await fails(f"{url}?startup=0.1", "certificate")
+    # At once: no waiting mends it.
+    await fails(f"{url}?startup=600", f"the Sentinel localhost:{sentinel_port} shows a certificate")
+    nobody = f"rediss+sentinel://localhost:{sentinel_port},localhost:{free_port()}/rooms"
+    await fails(f"{nobody}?startup=600", f"the Sentinel localhost:{sentinel_port} shows")
 
 
 async def test_a_cluster_over_tls(own_redis: Own, certificate: Certificate) -> None:
@@ -223,7 +226,29 @@ async def test_a_cluster_over_tls(own_redis: Own, certificate: Certificate) -> N
             await broker.publish(f"room-{n}", said, Retention())
     assert b":0\r\n" not in [node.command_line("DBSIZE") for node in nodes]
     await works(f"{url}?{options}")
-    await fails(f"{url}?startup=0.1", "certificate")
+    await fails(f"{url}?startup=600", f"localhost:{ports[0]} shows a certificate")
+    await fails(f"{url},localhost:{free_port()}?startup=600", f"localhost:{ports[0]} shows")
+
+
+async def test_a_node_of_a_cluster_whose_certificate_is_for_another_name(
+    own_redis: Own, tmp_path: Path
+) -> None:
+    certificate = Certificate.make(tmp_path, address=False)
+    port = free_port(below=65536 - CLUSTER_BUS)
+    clustered = {
+        "cluster-enabled": "yes",
+        "tls-cluster": "yes",
+        "cluster-announce-ip": "127.0.0.1",
+    }
+    node = own_redis(options={**clustered, **with_tls(certificate, port)})
+    node.command_line("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+    with anyio.fail_after(20):
+        while b"cluster_state:ok" not in node.command_line("CLUSTER", "INFO"):
+            await anyio.sleep(0.02)
+    # It is found under the name it was asked by, and calls itself by its address.
+    url = f"rediss+cluster://localhost:{port}?ssl_ca_certs={certificate.certfile}&startup=600"
+    await fails(url, f"127.0.0.1:{port} shows a certificate")
+    await works(f"{url}&ssl_check_hostname=false")
 
 
 async def test_a_replica_takes_no_publications_and_says_so(own_redis: Own) -> None:

@@ -47,13 +47,17 @@ def accepts(port: int, host: str = "127.0.0.1") -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A self-signed certificate for 127.0.0.1 and localhost."""
+    """A self-signed certificate."""
 
     certfile: Path
     keyfile: Path
 
     @classmethod
-    def make(cls, folder: Path) -> Certificate:
+    def make(cls, folder: Path, *, address: bool = True) -> Certificate:
+        """Make one for localhost and, unless told otherwise, 127.0.0.1."""
+        names: list[x509.GeneralName] = [x509.DNSName("localhost")]
+        if address:
+            names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
         now = datetime.datetime.now(datetime.UTC)
@@ -65,15 +69,7 @@ class Certificate:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(days=1))
             .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(
-                x509.SubjectAlternativeName(
-                    [
-                        x509.DNSName("localhost"),
-                        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-                    ]
-                ),
-                critical=False,
-            )
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(key, hashes.SHA256())
         )
