@@ -260,8 +260,7 @@ class Realtime(Namespace):
         """Close every connection of a user, on every process. With a code from 4400 to 4499 its
         clients stay away; whether the user may come back is for the auth backend to say."""
         engine = await self._engine(namespace)
-        order = {"code": code, "reason": reason}
-        await engine.tell(engine.user_channel(user_id), "$disconnect", order)
+        await engine.orders.give(engine.user_channel(user_id), code, reason)
 
     async def disconnect_session(
         self,
@@ -273,8 +272,7 @@ class Realtime(Namespace):
     ) -> None:
         """Close the connection of one session, on whichever process it is."""
         engine = await self._engine(namespace)
-        order = {"code": code, "reason": reason}
-        await engine.tell(engine.session_channel(session_id), "$disconnect", order)
+        await engine.orders.give(engine.session_channel(session_id), code, reason)
 
     # ASGI
 

@@ -55,3 +55,7 @@ def session_channel(namespace: str, session_id: str) -> str:
 
 def everyone_channel(namespace: str) -> str:
     return f"all{namespace}:"
+
+
+def orders_channel(namespace: str) -> str:
+    return f"orders{namespace}:"

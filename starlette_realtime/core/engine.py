@@ -47,6 +47,7 @@ from .lobby import Lobby
 from .membership import Membership
 from .namespace import Context, Happening, Namespace
 from .options import Options
+from .orders import Orders
 from .outbox import Joined, Wire
 from .room import Room
 from .router import RoomType
@@ -143,6 +144,7 @@ class Engine:
         self.rooms = Membership(self)
         self.lobby = Lobby(self)
         self.gatherer = Gatherer(self)
+        self.orders = Orders(self)
         runtime.engines[self.ns] = self
 
     # Names of channels

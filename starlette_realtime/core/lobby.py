@@ -296,6 +296,8 @@ class Lobby:
 
     def control(self, channel: Channel, publication: Publication) -> None:
         """Take a message of another process, or this one, to the servers."""
+        if publication.event == "$interrupted":
+            self.engine.orders.missed()
         handlers = self.namespace.signals.get(publication.event)
         if handlers is None and channel.room is not None:
             room_type, _ = self.namespace.router.match(channel.room)

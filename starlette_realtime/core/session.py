@@ -46,6 +46,7 @@ class Connection(ABC):
         "id",
         "ip",
         "joins",
+        "opened",
         "outbox",
         "patience",
         "pinged",
@@ -55,6 +56,8 @@ class Connection(ABC):
 
     def __init__(self, scope: Mapping[str, Any], outbox: Outbox, options: Options) -> None:
         self.id = new_id()
+        # In seconds since 1970: other processes' orders are older or newer.
+        self.opened = time.time()
         now = time.monotonic()
         burst = options.message_burst
         self.bucket = Bucket(options.message_rate, burst, burst, now)
