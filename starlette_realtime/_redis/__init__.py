@@ -2,7 +2,7 @@
 
 from .reader import Health, Reader
 from .scripts import Script, load
-from .server import RedisServer, Refused
+from .server import RedisServer, RedisStore, Refused
 from .url import RedisURL
 
-__all__ = ["Health", "Reader", "RedisServer", "RedisURL", "Refused", "Script", "load"]
+__all__ = ["Health", "Reader", "RedisServer", "RedisStore", "RedisURL", "Refused", "Script", "load"]

@@ -548,6 +548,19 @@ class RedisServer:
         return answer
 
 
+class RedisStore:
+    """A store that lives as long as its connection to `server`: a URL, or the server that other
+    stores share."""
+
+    def __init__(self, server: RedisServer | RedisURL | str) -> None:
+        self._server = server if isinstance(server, RedisServer) else RedisServer(server)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        async with self._server.open():
+            yield
+
+
 class _Unknown(Exception):
     """The server has not seen the script."""
 

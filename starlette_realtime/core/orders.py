@@ -1,8 +1,8 @@
 """Orders to send somebody away, and how a process learns of those it could not hear.
 
-The law: an order is announced on the channel of its user or session, once, to whoever listens. It is
-kept, too, in one short list for each namespace, which a process reads when its subscriptions stand
-again after they were lost: it sends away whoever has been connected since before the order.
+The law: an order is announced on the channel of its user or session, once, to whoever listens. It
+is kept, too, in one short list for each namespace. A process reads that when its subscriptions
+stand again after they were lost, and sends away whoever has been connected since before the order.
 """
 
 from __future__ import annotations

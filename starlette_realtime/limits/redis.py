@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 
-from .._redis import RedisServer, RedisURL, load
+from .._redis import RedisStore, load
 from .._redis.keys import LARGEST_OFFSET, milliseconds, partition
 from .base import LimitStore
 
@@ -14,21 +13,13 @@ _ACQUIRE = load(__package__, "acquire.lua", stream=False)
 _RENEW = load(__package__, "renew.lua", stream=False)
 
 
-class RedisLimits(LimitStore):
+class RedisLimits(RedisStore, LimitStore):
     """Limits in Redis, by the server's own clock. A full bucket and a key without holders take no
     memory.
 
     Args:
         server: a URL, or the server that other stores share.
     """
-
-    def __init__(self, server: RedisServer | RedisURL | str) -> None:
-        self._server = server if isinstance(server, RedisServer) else RedisServer(server)
-
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        async with self._server.open():
-            yield
 
     async def take(self, key: str, tokens: float, *, rate: float, burst: float) -> float:
         taken = await self._server.run(

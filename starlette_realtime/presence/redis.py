@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from .._redis import RedisServer, RedisURL, load
+from .._redis import RedisStore, load
 from .._redis.keys import (
     LARGEST_OFFSET,
     PARTITIONS,
@@ -34,7 +33,7 @@ _EXPIRE = load(__package__, "leases.lua", "expire.lua")
 _NO_DRAFT: Final[list[Argument]] = ["", "", 0, "", "", "", 0, ""]
 
 
-class RedisPresence(PresenceStore):
+class RedisPresence(RedisStore, PresenceStore):
     """Leases in Redis, announced through the streams that `RedisBroker` reads and announces.
 
     Guarantees, beside the interface's: time is the server's own, so that clocks of processes do not
@@ -45,14 +44,6 @@ class RedisPresence(PresenceStore):
     Args:
         server: a URL, or the server that other stores share.
     """
-
-    def __init__(self, server: RedisServer | RedisURL | str) -> None:
-        self._server = server if isinstance(server, RedisServer) else RedisServer(server)
-
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        async with self._server.open():
-            yield
 
     async def enter(
         self,

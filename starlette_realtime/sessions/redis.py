@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import msgspec
 
-from .._redis import RedisServer, RedisURL, load
+from .._redis import RedisStore, load
 from .._redis.keys import chance, milliseconds, partition
 from .base import SessionRecord, SessionStore
 
@@ -30,21 +28,13 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Kept).decode
 
 
-class RedisSessions(SessionStore):
+class RedisSessions(RedisStore, SessionStore):
     """Sessions in Redis, which forgets them when their time is over. A call whose answer was lost
     is tried again, and then resumes a session no second time.
 
     Args:
         server: a URL, or the server that other stores share.
     """
-
-    def __init__(self, server: RedisServer | RedisURL | str) -> None:
-        self._server = server if isinstance(server, RedisServer) else RedisServer(server)
-
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        async with self._server.open():
-            yield
 
     async def secret(self, known: bytes = b"") -> bytes:
         key = f"{self._server.keys.head(0)}secret"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-from .._redis import RedisServer, RedisURL
+from .._redis import RedisStore
 from .._redis.keys import PARTITIONS, milliseconds
 from ..auth.base import User
 from .base import TicketStore, check_ttl, dump_user, load_user, new_ticket, ticket_key
 
 
-class RedisTickets(TicketStore):
+class RedisTickets(RedisStore, TicketStore):
     """Tickets in Redis, which forgets them when their time is over. How many are outstanding is
     bounded by the rate at which the app lets them be issued, and by the server's memory: without
     any left `issue` raises `BrokerUnavailable`.
@@ -19,14 +16,6 @@ class RedisTickets(TicketStore):
     Args:
         server: a URL, or the server that other stores share.
     """
-
-    def __init__(self, server: RedisServer | RedisURL | str) -> None:
-        self._server = server if isinstance(server, RedisServer) else RedisServer(server)
-
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        async with self._server.open():
-            yield
 
     async def issue(self, user: User, ttl: float = 30) -> str:
         check_ttl(ttl)

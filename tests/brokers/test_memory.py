@@ -18,6 +18,7 @@ from starlette_realtime.testing.contracts import (
     Running,
 )
 from tests.support.loops import both_loops
+from tests.support.stores import OnFakeClock
 
 pytestmark = pytest.mark.anyio
 
@@ -25,15 +26,7 @@ KEEP = Retention()
 
 
 @both_loops
-class TestContract(HistoryBrokerContract):
-    virtual_time = True
-
-    def setup_method(self) -> None:
-        self.clock = FakeClock()
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-
+class TestContract(OnFakeClock, HistoryBrokerContract):
     @asynccontextmanager
     async def pair(
         self,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import pytest
 
-from starlette_realtime._redis import RedisServer
 from starlette_realtime._redis.keys import PARTITIONS
 from starlette_realtime.brokers import HistoryBroker
 from starlette_realtime.brokers.redis import RedisBroker
 from starlette_realtime.events import Draft, Retention
 from starlette_realtime.limits.base import LimitStore
 from starlette_realtime.limits.redis import RedisLimits
-from starlette_realtime.presence.redis import RedisPresence
 from starlette_realtime.sessions.base import SessionStore
 from starlette_realtime.sessions.redis import RedisSessions
 from starlette_realtime.testing.contracts import (
@@ -30,6 +28,7 @@ from starlette_realtime.testing.contracts.tickets import TicketStoreContract
 from starlette_realtime.tickets import TicketStore
 from starlette_realtime.tickets.redis import RedisTickets
 from tests.support.redis_cluster import RedisCluster, shared_cluster
+from tests.support.stores import two_presences
 
 pytestmark = pytest.mark.anyio
 
@@ -39,19 +38,6 @@ def cluster(request: pytest.FixtureRequest) -> RedisCluster:
     return shared_cluster(request)
 
 
-@asynccontextmanager
-async def two_stores(url: str) -> AsyncIterator[tuple[RunningPresence, RunningPresence]]:
-    async with AsyncExitStack() as stack:
-        sides = []
-        for _ in range(2):
-            server, recorder = RedisServer(url), Recorder()
-            broker, presence = RedisBroker(server), RedisPresence(server)
-            await stack.enter_async_context(broker.run(recorder))
-            await stack.enter_async_context(presence.run())
-            sides.append(RunningPresence(presence, broker, recorder))
-        yield sides[0], sides[1]
-
-
 class TestBroker(HistoryBrokerContract):
     @pytest.fixture(autouse=True)
     def server(self, cluster: RedisCluster) -> None:
@@ -59,7 +45,7 @@ class TestBroker(HistoryBrokerContract):
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[Running[HistoryBroker], Running[HistoryBroker]]]:
-        async with two_stores(self.url) as pair:
+        async with two_presences(self.url) as pair:
             one, two = (Running(side.broker, side.recorder) for side in pair)
             yield one, two
 
@@ -73,7 +59,7 @@ class TestPresence(PresenceContract):
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[RunningPresence, RunningPresence]]:
-        async with two_stores(self.url) as pair:
+        async with two_presences(self.url) as pair:
             yield pair
 
 

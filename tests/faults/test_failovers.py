@@ -12,7 +12,8 @@ from starlette_realtime._redis.keys import SLOTS, partition
 from starlette_realtime.core.channels import room_channel
 from tests.faults.conftest import SHORT
 from tests.faults.party import ROOMS, Account, Party
-from tests.support.redis_cluster import RedisCluster, shared_cluster, wait_for
+from tests.support.processes import wait_for
+from tests.support.redis_cluster import RedisCluster, shared_cluster
 from tests.support.redis_sentinel import RedisSentinel
 from tests.support.redis_server import RedisServer
 

@@ -11,20 +11,13 @@ from starlette_realtime.events import Letter
 from starlette_realtime.inbox import InboxStore, MemoryInbox
 from starlette_realtime.testing.contracts import FakeClock, InboxContract
 from tests.support.loops import both_loops
+from tests.support.stores import OnFakeClock
 
 pytestmark = pytest.mark.anyio
 
 
 @both_loops
-class TestContract(InboxContract):
-    virtual_time = True
-
-    def setup_method(self) -> None:
-        self.clock = FakeClock()
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-
+class TestContract(OnFakeClock, InboxContract):
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[InboxStore, InboxStore]]:
         inbox = MemoryInbox(clock=self.clock)

@@ -9,23 +9,19 @@ from starlette_realtime.limits import LimitStore, MemoryLimits
 from starlette_realtime.limits import memory as limits_memory
 from starlette_realtime.testing.contracts.limits import LimitStoreContract
 from starlette_realtime.testing.contracts.recorder import FakeClock
+from tests.support.loops import both_loops
+from tests.support.stores import OnFakeClock
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-class TestMemoryLimits(LimitStoreContract):
-    virtual_time = True
-    clock = FakeClock()
-
+@both_loops
+class TestMemoryLimits(OnFakeClock, LimitStoreContract):
     @asynccontextmanager
     async def stores(self) -> AsyncIterator[tuple[LimitStore, LimitStore]]:
         limits = MemoryLimits(clock=self.clock)
         async with limits.run():
             yield limits, limits
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
 
 
 async def test_the_number_of_buckets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from starlette_realtime.testing.contracts import (
     RunningPresence,
 )
 from tests.support.loops import both_loops
+from tests.support.stores import OnFakeClock
 
 pytestmark = pytest.mark.anyio
 
@@ -25,15 +26,7 @@ KEEP = Retention()
 
 
 @both_loops
-class TestContract(PresenceContract):
-    virtual_time = True
-
-    def setup_method(self) -> None:
-        self.clock = FakeClock()
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-
+class TestContract(OnFakeClock, PresenceContract):
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[RunningPresence, RunningPresence]]:
         recorder = Recorder()

@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
 import pytest
 import redis
 
-from starlette_realtime._redis import RedisServer
-from starlette_realtime.brokers.redis import RedisBroker
 from starlette_realtime.errors import BrokerUnavailable
 from starlette_realtime.events import Draft, Lane, Position, Retention
 from starlette_realtime.presence import Counts, Lease, PresenceStore
-from starlette_realtime.presence.redis import RedisPresence
-from starlette_realtime.testing.contracts import PresenceContract, Recorder, RunningPresence
+from starlette_realtime.testing.contracts import PresenceContract, RunningPresence
 from tests.support.redis_server import RedisServer as Server
+from tests.support.stores import two_presences
 
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def two_stores(url: str) -> AsyncIterator[tuple[RunningPresence, RunningPresence]]:
-    async with AsyncExitStack() as stack:
-        sides = []
-        for _ in range(2):
-            server, recorder = RedisServer(url), Recorder()
-            broker, presence = RedisBroker(server), RedisPresence(server)
-            await stack.enter_async_context(broker.run(recorder))
-            await stack.enter_async_context(presence.run())
-            sides.append(RunningPresence(presence, broker, recorder))
-        yield sides[0], sides[1]
 
 
 class TestContract(PresenceContract):
@@ -45,7 +30,7 @@ class TestContract(PresenceContract):
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[RunningPresence, RunningPresence]]:
-        async with two_stores(self.url) as pair:
+        async with two_presences(self.url) as pair:
             yield pair
 
 
@@ -61,7 +46,7 @@ async def enter(store: PresenceStore, room: str, session: str, user: str, ttl: f
 
 
 async def test_many_leases_of_a_process_that_died_end_once(redis_url: str) -> None:
-    async with two_stores(redis_url) as (one, two):
+    async with two_presences(redis_url) as (one, two):
         # More than one step of the sweeper takes, in one room and in many.
         for number in range(450):
             room = "crowd" if number % 2 else f"room{number}"
@@ -81,7 +66,7 @@ async def gather_expired(one: RunningPresence, two: RunningPresence) -> list[int
 
 
 async def test_of_those_who_have_gone_nothing_is_left(redis_url: str) -> None:
-    async with two_stores(redis_url) as (one, two):
+    async with two_presences(redis_url) as (one, two):
         for number in range(20):
             await enter(one.presence, f"room{number % 3}", f"s{number}", f"u{number % 7}", 0.3)
         for number in range(0, 20, 2):
@@ -95,10 +80,10 @@ async def test_of_those_who_have_gone_nothing_is_left(redis_url: str) -> None:
 
 
 async def test_leases_outlive_the_stores_and_are_swept_by_the_next(redis_url: str) -> None:
-    async with two_stores(redis_url) as (one, _):
+    async with two_presences(redis_url) as (one, _):
         await enter(one.presence, "room", "s1", "ann", 0.3)
     await anyio.sleep(0.4)
-    async with two_stores(redis_url) as (one, two):
+    async with two_presences(redis_url) as (one, two):
         assert await one.presence.counts("room") == Counts(1, 1)
         assert await two.presence.expire() == 1
         assert await one.presence.counts("room") == Counts(0, 0)
@@ -108,7 +93,7 @@ async def test_a_server_without_memory_leaves_everything_as_it_was(
     own_redis: Callable[..., Server],
 ) -> None:
     server = own_redis(options={"maxmemory-policy": "noeviction"})
-    async with two_stores(f"{server.url}?patience=0.2") as (one, _):
+    async with two_presences(f"{server.url}?patience=0.2") as (one, _):
         await enter(one.presence, "room", "s1", "ann", 60)
         with redis.Redis(port=server.port, protocol=2) as client:
             client.config_set("maxmemory", "1")
@@ -127,7 +112,7 @@ async def test_a_server_without_memory_leaves_everything_as_it_was(
 async def test_renewing_many_leases_keeps_nobody_waiting(redis_url: str) -> None:
     """A process of many rooms renews them all at once; what is published in the meantime is not
     behind all of that."""
-    async with two_stores(redis_url) as (one, _):
+    async with two_presences(redis_url) as (one, _):
         server = one.presence._server  # type: ignore[attr-defined]
         await one.presence.renew([("room", "nobody")], 60)
         await one.broker.publish("room", Draft(event="said", data=b"1"), Retention())

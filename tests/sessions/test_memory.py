@@ -8,23 +8,19 @@ import pytest
 from starlette_realtime.sessions import MemorySessions, SessionRecord, SessionStore
 from starlette_realtime.testing.contracts.recorder import FakeClock
 from starlette_realtime.testing.contracts.sessions import SessionStoreContract
+from tests.support.loops import both_loops
+from tests.support.stores import OnFakeClock
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-class TestMemorySessions(SessionStoreContract):
-    virtual_time = True
-    clock = FakeClock()
-
+@both_loops
+class TestMemorySessions(OnFakeClock, SessionStoreContract):
     @asynccontextmanager
     async def stores(self) -> AsyncIterator[tuple[SessionStore, SessionStore]]:
         sessions = MemorySessions(clock=self.clock)
         async with sessions.run():
             yield sessions, sessions
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
 
 
 async def test_the_number_of_records_is_bounded() -> None:

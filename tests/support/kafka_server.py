@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import ctypes
 from importlib import metadata
-from types import TracebackType
-from typing import Self
 
 import confluent_kafka  # noqa: F401 - loads the library with all that it needs
+
+from tests.support.processes import Block
 
 _PRODUCER = 0
 
@@ -53,11 +53,15 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-class KafkaServer:
+class KafkaServer(Block):
     """One broker, in a thread of the library's own."""
 
     def __init__(self) -> None:
         self._library = _library()
+        self._handle: int | None = None
+        self._cluster: int | None = None
+
+    def start(self) -> None:
         text = ctypes.create_string_buffer(512)
         self._handle = self._library.rd_kafka_new(
             _PRODUCER, self._library.rd_kafka_conf_new(), text, 512
@@ -89,14 +93,8 @@ class KafkaServer:
     def up(self) -> None:
         assert not self._library.rd_kafka_mock_broker_set_up(self._cluster, 1)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._library.rd_kafka_mock_cluster_destroy(self._cluster)
-        self._library.rd_kafka_destroy(self._handle)
+    def stop(self) -> None:
+        if self._cluster:
+            self._library.rd_kafka_mock_cluster_destroy(self._cluster)
+        if self._handle:
+            self._library.rd_kafka_destroy(self._handle)

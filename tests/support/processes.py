@@ -13,6 +13,40 @@ from types import TracebackType
 from typing import Self
 
 
+class Block:
+    """What `start` begins and `stop` ends, as a `with` block. What does not start is stopped."""
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    """Wait for a condition of several servers; fail when it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not after {seconds} s: {what}"
+        time.sleep(0.05)
+
+
 class Process:
     """A child process with its descendants, and one file for all that it prints.
 

@@ -9,15 +9,14 @@ with RedisCluster(tmp_path) as cluster:
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import redis
 
+from tests.support.processes import Block, wait_for
 from tests.support.redis_server import RedisServer, redis_binary
 
 NODE_TIMEOUT = 1500
@@ -26,7 +25,7 @@ NODE_TIMEOUT = 1500
 CREATE_OPTIONS = ["--cluster-replicas", "1", "--cluster-yes"]
 
 
-class RedisCluster:
+class RedisCluster(Block):
     """The methods block (see `Process`)."""
 
     def __init__(self, folder: Path) -> None:
@@ -150,30 +149,6 @@ class RedisCluster:
     def migrate(source: Any, target: RedisServer, *keys: str) -> None:
         """Hand over some keys of a slot that is on its way."""
         source.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    """Wait for a condition of several servers; fail when it does not come."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not after {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def _value(info: Any, name: str) -> str:

@@ -8,12 +8,10 @@ with RedisSentinel(tmp_path) as redis:
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import redis
 
-from tests.support.redis_cluster import wait_for
+from tests.support.processes import Block, wait_for
 from tests.support.redis_server import RedisServer
 
 SERVICE = "rooms"
@@ -21,7 +19,7 @@ DOWN_AFTER = 800
 """Milliseconds after which a master that does not answer counts as down."""
 
 
-class RedisSentinel:
+class RedisSentinel(Block):
     """The methods block (see `Process`)."""
 
     def __init__(self, folder: Path) -> None:
@@ -114,19 +112,3 @@ class RedisSentinel:
                 return bool(client.info("replication")["role"] == "master")
 
         wait_for(promoted, "the replica was promoted")
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
