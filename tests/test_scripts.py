@@ -64,7 +64,11 @@ def test_demo_serves_the_chat(tmp_path: Path) -> None:
 
 def pytest_run(folder: Path, body: str, **env: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(f"import pytest\n\n{body}")
-    inherited = {name: os.environ[name] for name in os.environ if name not in {"CI", "JS_TESTS"}}
+    inherited = {
+        name: os.environ[name]
+        for name in os.environ
+        if name not in {"CI", "JS_TESTS", "JS_LEFT_OUT"}
+    }
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.support.ci", "--rootdir", str(folder), "."],
         cwd=folder,
@@ -111,3 +115,42 @@ def test_failed_javascript_tests_fail_the_session(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "the JavaScript tests failed" in run.stdout
     assert "1 passed" in run.stdout.splitlines()[-1]
+
+
+LEFT_OUT = """
+import test, { describe, it } from "node:test";
+test("runs", () => {});
+test("says so", (t) => t.skip("no openssl"));
+test("is marked", { skip: true }, () => {});
+test.skip("is left out", () => {});
+describe("a group", () => it("is nested", { skip: "not here" }, () => {}));
+describe.skip("a whole group", () => it("never runs", () => {}));
+test("is to come", { todo: "later" }, () => { throw new Error("not yet"); });
+"""
+
+
+def test_no_javascript_test_is_left_out_unseen(tmp_path: Path) -> None:
+    (tmp_path / "some.test.mjs").write_text(LEFT_OUT)
+    reporter = ROOT / "tests" / "js" / "helpers" / "left_out.mjs"
+    run = subprocess.run(
+        ["node", "--test", f"--test-reporter={reporter}", "some.test.mjs"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(run.stdout.splitlines()) >= {
+        "says so: no openssl",
+        "is marked: skip",
+        "is left out: skip",
+        "is nested: not here",
+        "a whole group: skip",
+        "is to come: later",
+    }
+    assert "runs" not in run.stdout
+    left_out = "\n".join(run.stdout.splitlines())
+    session = pytest_run(tmp_path, "def test_a(): pass\n", JS_LEFT_OUT=left_out, CI="1")
+    assert session.returncode == 1
+    assert "a JavaScript test: is nested: not here" in session.stdout
+    session = pytest_run(tmp_path, "def test_a(): pass\n", JS_LEFT_OUT=left_out)
+    assert session.returncode == 0

@@ -2,7 +2,8 @@
 
 With the environment's `CI` set (to anything but an empty word, `0` or `false`), a session that
 skipped a test or expected one to fail ends with exit status 1 and says which and why.
-`JS_TESTS=failed`, set by `scripts/test`, does the same for the JavaScript tests, which ran before.
+`scripts/test`, which runs the JavaScript tests before, sets `JS_TESTS=failed` if they did, and
+`JS_LEFT_OUT` to a line for each of them that was skipped or expected to fail: these count as well.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def _complaints(config: pytest.Config) -> list[str]:
     complaints = []
     if os.environ.get("JS_TESTS") == "failed":
         complaints.append("the JavaScript tests failed: see the output before this session's")
+    if in_ci():
+        left_out = os.environ.get("JS_LEFT_OUT", "").splitlines()
+        complaints += [f"a JavaScript test: {line}" for line in left_out]
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if in_ci() and isinstance(reporter, TerminalReporter):
         complaints += [
