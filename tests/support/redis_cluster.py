@@ -34,6 +34,8 @@ class RedisCluster(Block):
             "cluster-node-timeout": str(NODE_TIMEOUT),
             "cluster-config-file": "nodes.conf",
             "cluster-allow-replica-migration": "no",
+            # A replica is not named before it has had something, be it this.
+            "repl-ping-replica-period": "1",
         }
         self.servers = []
         for number in range(6):
