@@ -126,7 +126,8 @@ async def test_what_a_dead_connection_held_back_changes_nothing(
     ann, bob = await two(visit, net.origin)
     net.proxy.stall()
     await ann.say("one", "two", "three")
-    await ann.until("visitor.closes.length === 1")
+    # More than one if it comes back before we look: it finds nobody, either.
+    await ann.until("visitor.closes.length >= 1")
     net.proxy.resume()
     await ann.until("visitor.acked.length === 3")
     await ann.say("four")

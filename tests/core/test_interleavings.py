@@ -193,7 +193,7 @@ async def until_quiet(running: House, broker: LateBroker) -> None:
 
 
 INTERLEAVINGS = settings(
-    max_examples=1000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 
@@ -211,7 +211,7 @@ def test_what_races_with_a_join_is_neither_lost_nor_doubled(
 
 
 @given(seed=st.integers(0, 2**32), losses=st.integers(1, 4))
-@settings(INTERLEAVINGS, max_examples=400)
+@settings(INTERLEAVINGS, max_examples=200)
 def test_announcements_that_are_lost_are_found_in_the_history(seed: int, losses: int) -> None:
     anyio.run(scenario, seed, 3, 10, 1000, losses)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.party import Account
 
-SHORT = 6.0
+SHORT = 4.0
 """Seconds during which each case does harm, unless `--faults-seconds` or FAULTS_SECONDS says."""
 
 _accounts: list[Account] = []

@@ -37,7 +37,7 @@ from tests.support.wsclient import NativeClient
 pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., LiveServer]
-FRAMES = 200_000
+FRAMES = 80_000
 LANES = 6
 POOL = 6_000
 """Different frames that each attacker has, to be sent in any order."""

@@ -185,7 +185,7 @@ async def test_it_is_closed_at_its_bound_and_recovers_everything(
 async def test_the_others_and_the_memory_do_not_notice(
     serve: Serve, stall: Stall, way: str
 ) -> None:
-    number = 499
+    number = 199
     realtime = make(
         max_queued=BOUND,
         message_rate=0.0,

@@ -78,35 +78,35 @@ async def test_who_was_not_told_of_its_successor_is_closed_with_the_next_renewal
 
 
 async def test_a_process_that_was_cut_off_sends_away_whom_it_was_told_to(
-    own_redis: Callable[..., RedisServer], serve: Callable[..., LiveServer]
+    own_redis: Callable[..., RedisServer],
 ) -> None:
     redis = own_redis()
     async with Proxy(redis.port) as way:
         urls = [redis.url, f"redis://127.0.0.1:{way.port}/0"]
         options = Options(shutdown_timeout=1.0)
         workers = [Realtime(url, auth=Names(), options=options) for url in urls]
-        server = serve(side_by_side(workers))
 
         async def order(name: str) -> None:
             await threadsafe(workers[0], lambda: workers[0].disconnect_user(name, reason="banned"))
 
-        # It comes back after it was sent away: that order is none for its new connection.
-        async with client(server, "cid", path="/1/ws") as cid:
-            await order("cid")
-            assert await cid.closed() == (4403, "banned")
-        async with (
-            client(server, "cid", path="/1/ws") as cid,
-            client(server, "ann", path="/1/ws") as ann,
-            client(server, "bob", path="/1/ws") as bob,
-        ):
-            way.stall()
-            way.cut_all()
-            await order("ann")
-            id = bob.connected["sessionId"]
-            await threadsafe(workers[0], lambda: workers[0].disconnect_session(id))
-            way.resume()
-            assert await ann.closed(20) == (4403, "banned")
-            assert (await bob.closed(20))[0] == 4410
-            lists = runtime(workers[1]).engines["/"].orders
-            await until(lambda: not lists._reading, "the end of the list")
-            await cid.settle()
+        async with LiveServer(side_by_side(workers)) as server:
+            # It comes back after it was sent away: that order is none for its new connection.
+            async with client(server, path="/0/ws"), client(server, "cid", path="/1/ws") as cid:
+                await order("cid")
+                assert await cid.closed() == (4403, "banned")
+            async with (
+                client(server, "cid", path="/1/ws") as cid,
+                client(server, "ann", path="/1/ws") as ann,
+                client(server, "bob", path="/1/ws") as bob,
+            ):
+                way.stall()
+                way.cut_all()
+                await order("ann")
+                id = bob.connected["sessionId"]
+                await threadsafe(workers[0], lambda: workers[0].disconnect_session(id))
+                way.resume()
+                assert await ann.closed(20) == (4403, "banned")
+                assert (await bob.closed(20))[0] == 4410
+                lists = runtime(workers[1]).engines["/"].orders
+                await until(lambda: not lists._reading, "the end of the list")
+                await cid.settle()

@@ -62,7 +62,7 @@ class LimitStoreContract(StoreContract, ABC):
             some = await other.take(key, 10, rate=rate, burst=10)
             # No less than the time gives; a slow machine may give it more time.
             assert 3.99 <= some <= 10
-            await self.advance(self.unit * 5)
+            await self.advance(self.unit * 3)
             assert 9.99 <= await one.take(key, 100, rate=rate, burst=10) <= 10
 
     async def test_many_at_once_get_no_more_than_there_is(self) -> None:
