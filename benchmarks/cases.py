@@ -289,6 +289,15 @@ def _redis(bench: Bench) -> None:
                     workers, peer, *pair, "--in-flight", 64, *bench.window(), shared=True
                 )
                 bench.add(number, peer.name, "publish", many)
+                crowd = bench.load(
+                    workers,
+                    peer,
+                    *("--mode", "fanout", "--connections", 64, "--in-flight", 64),
+                    *bench.window(),
+                    *("--publishers", 64),
+                    shared=True,
+                )
+                bench.add(number, peer.name, "64 publishers", crowd)
                 for k in p.in_flight:
                     report = bench.load(
                         workers,

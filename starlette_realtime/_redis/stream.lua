@@ -112,8 +112,9 @@ end
 -- that was all. The caller writes `here.trimmed` down.
 local function evict(at, here, lane, excess, oldest)
   local entries = key(at, LANES[lane])
-  local step, removed, last, more = 1, 0, nil, true
-  -- Mostly it is one that goes: entries are read by ones, twos, fours … lest many are for nothing.
+  -- Those that are too many and the one after them, which mostly stays. Else entries are read by ones,
+  -- twos, fours … lest many are for nothing.
+  local step, removed, last, more = math.max(1, math.min(64, excess + 1)), 0, nil, true
   while more and removed < BATCH do
     local found = redis.call("ZRANGE", entries, removed, removed + step - 1, "WITHSCORES")
     more = #found == 2 * step

@@ -136,7 +136,7 @@ class RedisBroker(HistoryBroker):
             kind, id = ("i", draft.id) if draft.id else ("j", digits)
             keys.append(f"{server.keys.head(where)}{kind}:{len(channel)}:{channel}{id}")
         replicated = server.url.durability == "replicated" and draft.lane is not Lane.NONE
-        outcome, offset, epoch, nonce = await server.run(
+        answer: bytes = await server.run(
             where,
             _PUBLISH,
             keys,
@@ -149,10 +149,12 @@ class RedisBroker(HistoryBroker):
             twice=safe,
             replicated=replicated,
         )
-        position = Position(epoch.decode(), offset, nonce.decode())
+        outcome, offset, epoch, nonce = answer.decode().split(":")
         # Without an id of its own, a duplicate is our own second try.
-        duplicate = outcome == 1 and draft.id != ""
-        return Published(position, duplicate=duplicate, conflict=outcome == 2)
+        duplicate = outcome == "1" and draft.id != ""
+        return Published(
+            Position(epoch, int(offset), nonce), duplicate=duplicate, conflict=outcome == "2"
+        )
 
     # Subscribing
 
