@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -289,8 +290,12 @@ class Realtime(Namespace):
             if path != "/ws":
                 await _not_found(scope, receive, send)
                 return
-            running = await self._started()
-            await running.websocket(scope, receive, send, _find_writer(scope, send))
+            running = self._running or await self._started()
+            connection = await running.websocket.accept(
+                scope, receive, send, _writer_finder()(scope, send)
+            )
+            if connection is not None:
+                await connection.run()
             return
         response = await self._http(path, Request(scope, receive))
         await response(scope, receive, send)
@@ -332,12 +337,14 @@ class _Running:
         return engine
 
 
-def _find_writer(scope: Scope, send: Send) -> Any:
+@cache
+def _writer_finder() -> Callable[[Scope, Send], Any]:
+    """Return what finds the direct writer of a server that has one."""
     try:
         from .servers.uvicorn import find_writer
     except ImportError:
-        return None
-    return find_writer(scope, send)
+        return lambda scope, send: None
+    return find_writer
 
 
 def _static(path: str, request: Request) -> Response:

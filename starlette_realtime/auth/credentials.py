@@ -16,6 +16,8 @@ _MAX_PARAMETERS: Final = 100
 
 def _only(tokens: list[str]) -> str:
     """Of several tokens in one place, client and proxy might each mean another one."""
+    if not tokens:
+        return ""
     tokens = [token for token in tokens if token]
     if len(tokens) > 1:
         raise AuthenticationFailed("several tokens")

@@ -20,7 +20,7 @@ from functools import partial
 from ..events import Position, Publication
 from .group import Group, Receiver
 from .limiter import SharedBucket
-from .outbox import Chunk, Outbox, Wire
+from .outbox import Chunk, Framed, Outbox, Wire
 from .recovery import Gap, merge
 from .turns import Soon
 
@@ -73,7 +73,8 @@ class Channel:
         # Arrivals and departures that are gathered, and when none was yet (seconds).
         self.held: list[Publication] | None = None
         self.calm = 0.0
-        self.pending: list[Publication] = []
+        # What this turn has published. Most channels are one session's or one user's, and silent.
+        self.pending: list[Publication] | None = None
         self.epoch: str | None = None
         self.offset = 0
         self.nonce = ""
@@ -120,7 +121,7 @@ class _Own:
     __slots__ = ("messages", "skips")
 
     def __init__(self) -> None:
-        self.messages: list[tuple[int, bytes]] = []
+        self.messages: list[tuple[int, bytes | Framed]] = []
         self.skips: set[int] = set()
 
 
@@ -355,8 +356,9 @@ class Hub:
     def _deliver(self, channel: Channel, publication: Publication) -> None:
         if not channel.members:
             return
-        if not channel.pending:
+        if channel.pending is None:
             self._dirty.append(channel)
+            channel.pending = []
         channel.pending.append(publication)
         if publication.exclude:
             receiver = self.sessions.get(publication.exclude)
@@ -376,7 +378,7 @@ class Hub:
         if not ahead:
             channel.ahead = None
 
-    def push(self, receiver: Receiver, *messages: bytes) -> None:
+    def push(self, receiver: Receiver, *messages: bytes | Framed) -> None:
         """Send messages to one session, after all that it was sent before."""
         own = self._own_of(receiver.outbox)
         for message in messages:
@@ -404,7 +406,7 @@ class Hub:
         dirty, self._dirty = self._dirty, []
         if not dirty:
             for outbox, theirs in own.items():
-                self._write(outbox, outbox.wire.frames([message for _, message in theirs.messages]))
+                self._write(outbox, _frames(outbox.wire, [each[1] for each in theirs.messages]))
         elif len(dirty) == 1:
             self._flush_one(dirty[0], own)
         else:
@@ -416,7 +418,7 @@ class Hub:
         return [wire.event(ns, room, publication) for publication in run]
 
     def _flush_one(self, channel: Channel, own: dict[Outbox, _Own]) -> None:
-        run, channel.pending = channel.pending, []
+        run, channel.pending = channel.pending or [], None
         done: set[Outbox] = set()
         for wire, group in channel.groups.items():
             messages = self._encode(channel, wire, run)
@@ -457,7 +459,7 @@ class Hub:
         encoded: dict[tuple[Channel, Wire], list[bytes]] = {}
         runs: dict[Outbox, list[Chunk]] = {}
         for channel in dirty:
-            run, channel.pending = channel.pending, []
+            run, channel.pending = channel.pending or [], None
             for wire, group in channel.groups.items():
                 messages = encoded[channel, wire] = self._encode(channel, wire, run)
                 chunks = wire.frames(messages)
@@ -498,7 +500,7 @@ class Hub:
     def _write_own(
         self, outbox: Outbox, own: _Own, messages: list[bytes], run: list[Publication]
     ) -> None:
-        mixed: list[bytes] = []
+        mixed: list[bytes | Framed] = []
         done = 0
         for before, message in own.messages:
             mixed.extend(_without(messages, done, before, own.skips))
@@ -511,7 +513,7 @@ class Hub:
         if outbox.congested and len(own.messages) < len(mixed):
             self._write_mixed_slowly(outbox, own, messages, run)
         else:
-            self._write(outbox, outbox.wire.frames(mixed))
+            self._write(outbox, _frames(outbox.wire, mixed))
 
     def _write_mixed_slowly(
         self, outbox: Outbox, own: _Own, messages: list[bytes], run: list[Publication]
@@ -523,7 +525,7 @@ class Hub:
                 if number not in own.skips:
                     self._write_slowly(outbox, messages[number : number + 1], [run[number]])
             if message:
-                self._write(outbox, outbox.wire.frames([message]))
+                self._write(outbox, _frames(outbox.wire, [message]))
             done = before
 
     def _write(self, outbox: Outbox, chunks: Sequence[Chunk]) -> None:
@@ -540,6 +542,25 @@ class Hub:
             for chunk in outbox.wire.frames((message,)):
                 self.writes += 1
                 outbox.push(chunk, publication.volatile, publication.key)
+
+
+def _frames(wire: Wire, messages: Sequence[bytes | Framed]) -> Sequence[Chunk]:
+    """Frame messages, those together that stand together; what is framed already stays as it is."""
+    chunks: list[Chunk] = []
+    run: list[bytes] = []
+    for message in messages:
+        if isinstance(message, Framed):
+            if run:
+                chunks.extend(wire.frames(run))
+                run = []
+            chunks.extend(message.chunks)
+        else:
+            run.append(message)
+    if not chunks:
+        return wire.frames(run)
+    if run:
+        chunks.extend(wire.frames(run))
+    return chunks
 
 
 def _one_after_the_other(log: list[tuple[Channel, Publication]]) -> bool:

@@ -207,10 +207,11 @@ class Lobby:
         user = session.user
         if user is None or user.expires_at is None:
             return
-        connection = session.connection
         session.expiry = self.runtime.timers.call_later(
             max(0.0, user.expires_at - time.time()),
-            lambda: connection.close(CloseCode.EXPIRED, "token expired"),
+            session.connection.close,
+            CloseCode.EXPIRED,
+            "token expired",
         )
 
     # Resuming
@@ -341,35 +342,33 @@ class Lobby:
         """Let go of a session whose connection has closed with `code`.
 
         Its rooms see it leave at once when the client closed deliberately (1000) or was sent
-        away (4400 to 4499), else when the grace period is over and it has not come back.
+        away (4400 to 4499), else when the grace period is over and it has not come back. Not to be
+        cancelled.
         """
         connection = session.connection
         if connection.sessions.get(self.ns) is not session:
             return
         del connection.sessions[self.ns]
-        with anyio.CancelScope(shield=True):
-            deliberate = code == CloseCode.NORMAL or 4400 <= code < 4500
-            keep = not deliberate and self.options.resume_window > 0
-            await self._moving.acquire(session.id)
-            try:
-                if session.connection is not connection:
-                    # Meanwhile it was resumed, here.
-                    return
-                # The record first: a process that stood still learns that its time is over before
-                # it takes from the rooms who has long been there again by way of another one.
-                end = self._let_record_end if keep else self._forget_record
-                replaced = session.generation < 0 or not await end(session)
-                await self._detach(session, replaced=replaced, linger=keep)
-                if keep and not replaced:
-                    self._keep(session)
-                else:
-                    self._end(session)
-            finally:
-                self._moving.give(session.id)
-            if self.namespace.observed("disconnection"):
-                await self.namespace.emit(
-                    Happening(name="disconnection", session=session, code=code)
-                )
+        deliberate = code == CloseCode.NORMAL or 4400 <= code < 4500
+        keep = not deliberate and self.options.resume_window > 0
+        await self._moving.acquire(session.id)
+        try:
+            if session.connection is not connection:
+                # Meanwhile it was resumed, here.
+                return
+            # The record first: a process that stood still learns that its time is over before
+            # it takes from the rooms who has long been there again by way of another one.
+            end = self._let_record_end if keep else self._forget_record
+            replaced = session.generation < 0 or not await end(session)
+            await self._detach(session, replaced=replaced, linger=keep)
+            if keep and not replaced:
+                self._keep(session)
+            else:
+                self._end(session)
+        finally:
+            self._moving.give(session.id)
+        if self.namespace.observed("disconnection"):
+            await self.namespace.emit(Happening(name="disconnection", session=session, code=code))
 
     async def _let_record_end(self, session: Session) -> bool:
         """Nobody renews the record any more: let it end with the window. Return False when it goes
@@ -415,16 +414,18 @@ class Lobby:
                 await rooms.depart(member)
 
     def _keep(self, session: Session) -> None:
-        def is_over() -> None:
-            del self._detached[session.id]
-            self._end(session)
-
-        timer = self.runtime.timers.call_later(self.options.resume_window, is_over)
+        timer = self.runtime.timers.call_later(
+            self.options.resume_window, self._window_is_over, session
+        )
         self._detached[session.id] = (session, timer)
         while len(self._detached) > MAX_DETACHED:
             oldest, timer = self._detached.pop(next(iter(self._detached)))
             timer.cancel()
             self._end(oldest)
+
+    def _window_is_over(self, session: Session) -> None:
+        del self._detached[session.id]
+        self._end(session)
 
     def _end(self, session: Session) -> None:
         session.closed = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -25,7 +26,7 @@ from ..protocols import payload
 from .handlers import Call
 from .hub import Channel
 from .namespace import Happening
-from .outbox import Joined, Outbox, Wire
+from .outbox import Framed, Joined, Outbox, Wire
 from .recovery import Gap, merge
 from .room import Room
 from .router import RoomType
@@ -134,7 +135,8 @@ class Membership:
             await self._wait_for_room_in(session.outbox)
         self.hub.begin(channel, session)
         try:
-            await self.runtime.subscribe(channel)
+            if not channel.subscribed:
+                await self.runtime.subscribe(channel)
             await self._enter(member)
             joined, missed, position = await self._read(member, since)
         except BaseException:
@@ -284,13 +286,14 @@ class Membership:
 
     async def _read(
         self, member: Member, since: Position | None
-    ) -> tuple[Joined, list[bytes], Position | None]:
+    ) -> tuple[Joined, Sequence[bytes | Framed], Position | None]:
         """Return what the member is told, the events it missed, and where it then stands."""
         channel, session = member.channel, member.session
         wire = session.outbox.wire
         room = member.room.name
+        look = partial(self._members, member)
         if self.runtime.history is None:
-            members, count = await self._members(member)
+            members, count = await self.runtime.reads.ask(channel.name, None, lambda _: look())
             # Nothing kept: whoever comes with a position learns that it cannot be honoured.
             lost = None if since is None else False
             return Joined(room, members, b"[]", _EPHEMERAL, lost, count), [], None
@@ -299,12 +302,10 @@ class Membership:
             read: Read | None = None
             missed: list[Publication] | None = None
             if since is not None and recoverable:
-                read = await self.runtime.recover(channel.name, since)
+                read = await self.runtime.recover(channel.name, since, look)
                 missed = read.since(since)
             if read is None or missed is None:
-                read = await self.runtime.recent(channel.name, self._recent_limit(member))
-            # After the history: who comes or goes in between is then an event that follows.
-            members, count = await self._members(member)
+                read = await self.runtime.recent(channel.name, self._recent_limit(member), look)
             collected = self.hub.collected(channel, session)
             merged = (
                 Gap()
@@ -316,40 +317,39 @@ class Membership:
                 continue
             publications, position = merged
             if missed is not None:
-                events = self._encoded(read, missed, publications, member, wire)
-                return Joined(room, members, b"[]", position, True, count), events, position
+                tail = self._encode(publications[len(missed) :], channel, session, wire)
+                events = [*self._encoded(read, missed, member, wire), *tail]
+                joined = Joined(room, read.members, b"[]", position, True, read.count)
+                return joined, events, position
             recent: bytes = read.once(
                 "recent", lambda found: self.recent_json(member.room_type, found)
             )
-            joined = Joined(
-                room, members, recent, read.position, None if since is None else False, count
-            )
+            lost = None if since is None else False
+            joined = Joined(room, read.members, recent, read.position, lost, read.count)
             tail = self._encode(publications, channel, session, wire)
             return joined, tail, position
         raise Unavailable
 
     def _encoded(
-        self,
-        read: Read,
-        missed: list[Publication],
-        publications: list[Publication],
-        member: Member,
-        wire: Wire,
-    ) -> list[bytes]:
-        """Encode what a member missed; what was read is encoded once for all who share it."""
+        self, read: Read, missed: list[Publication], member: Member, wire: Wire
+    ) -> Sequence[bytes | Framed]:
+        """Encode what a member missed: once for all who share what was read, and those who missed
+        the same get the same bytes."""
         channel, session = member.channel, member.session
         view = member.room_type.missed or list
         everything: list[bytes] = read.once(
             wire, lambda found: [wire.event(self.ns, channel.room, p) for p in view(found)]
         )
-        shared = everything[len(everything) - len(missed) :]
-        if any(p.exclude == session.id for p in missed):
-            shared = [
+        start = len(everything) - len(missed)
+        if session.id in read.once("excluded", lambda found: {p.exclude for p in found}):
+            return [
                 message
-                for message, p in zip(shared, missed, strict=True)
+                for message, p in zip(everything[start:], missed, strict=True)
                 if p.exclude != session.id
             ]
-        return shared + self._encode(publications[len(missed) :], channel, session, wire)
+        if not missed:
+            return []
+        return [read.once((wire, start), lambda _: Framed(wire.frames(everything[start:])))]
 
     def _encode(
         self, publications: list[Publication], channel: Channel, session: Session, wire: Wire
@@ -380,21 +380,10 @@ class Membership:
             return [], 0
         name = member.channel.name
         if kind == "counts":
-            counts = await self.runtime.reads.ask(
-                (name, "counts"), None, lambda _: self.presence.counts(name)
-            )
-            return [], counts.users
-        limit = self.options.page_limit
-
-        async def read(_: list[None]) -> tuple[list[msgspec.Raw], int]:
-            page = await self.presence.members(name, limit=limit)
-            encoded = [msgspec.Raw(msgspec.json.encode(info)) for info in page.members]
-            return encoded, page.counts.users
-
-        result: tuple[list[msgspec.Raw], int] = await self.runtime.reads.ask(
-            (name, "members"), None, read
-        )
-        return result
+            return [], (await self.presence.counts(name)).users
+        page = await self.presence.members(name, limit=self.options.page_limit)
+        encoded = [msgspec.Raw(msgspec.json.encode(info)) for info in page.members]
+        return encoded, page.counts.users
 
     async def leave(self, session: Session, name: str) -> None:
         """Take `session` out of a room.
@@ -494,11 +483,10 @@ class Membership:
         count, recent = 0, b"[]"
         found = next(self._in(channel), None)
         if found is not None:
-            read = await self.runtime.recent(channel.name, self._recent_limit(found))
+            limit = self._recent_limit(found)
+            read = await self.runtime.recent(channel.name, limit, partial(self._members, found))
             recent = self.recent_json(found.room_type, read.publications)
-            position = read.position
-            # After the history: who comes or goes in between is then an event that follows.
-            members, count = await self._members(found)
+            position, members, count = read.position, read.members, read.count
         merged = merge([], position, channel.healing or [])
         if isinstance(merged, Gap) or channel.position != before:
             if channel.healing is not None:

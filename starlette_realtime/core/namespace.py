@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -129,7 +128,7 @@ class Signal(msgspec.Struct, frozen=True):
     def later(self, delay: float, call: Callable[..., object], *arguments: Any) -> Timer:
         """Call a function on this process in `delay` seconds, unless `cancel` is called on the
         timer that is returned."""
-        return self.engine.runtime.timers.call_later(delay, partial(call, *arguments))
+        return self.engine.runtime.timers.call_later(delay, call, *arguments)
 
 
 class NamespaceFeature(Protocol):

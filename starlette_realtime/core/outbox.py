@@ -40,6 +40,16 @@ class Wire(Protocol):
     def ping(self) -> Chunk | None: ...
 
 
+class Framed(msgspec.Struct, frozen=True):
+    """Messages that have been framed, for all who get just these."""
+
+    chunks: Sequence[Chunk]
+
+    def __len__(self) -> int:
+        """What they take in an outbox."""
+        return sum(map(len, self.chunks))
+
+
 class Hello(msgspec.Struct, frozen=True, rename="camel"):
     """What a client is told first. Times in milliseconds, sizes in bytes."""
 

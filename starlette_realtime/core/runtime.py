@@ -51,6 +51,10 @@ class Stores(msgspec.Struct, frozen=True):
     tickets: TicketStore
 
 
+Look = Callable[[], Awaitable[tuple[list[msgspec.Raw], int]]]
+"""Reads the first members of a channel, and how many there are."""
+
+
 class Runtime:
     """What is shared by all namespaces and connections of a running server."""
 
@@ -255,12 +259,19 @@ class Runtime:
 
     # Reading for many at once
 
-    async def recover(self, channel: str, since: Position) -> Read:
-        """Return what followed `since`, or the fact that it can't be told. One read serves all who
-        ask in the same turn of the event loop."""
-        read: Read = await self.reads.ask(
-            (channel, since.epoch), since, lambda all_: self._recover(channel, all_)
-        )
+    async def recover(self, channel: str, since: Position, members: Look) -> Read:
+        """Return what followed `since`, or the fact that it can't be told, and who is there. One
+        read serves all who ask in the same turn of the event loop."""
+
+        async def read_for(all_: list[Position]) -> Read:
+            return await self._look(await self._recover(channel, all_), members)
+
+        read: Read = await self.reads.ask((channel, since.epoch), since, read_for)
+        return read
+
+    async def _look(self, read: Read, members: Look) -> Read:
+        # After the history: who comes or goes in between is then an event that follows.
+        read.members, read.count = await members()
         return read
 
     async def _recover(self, channel: str, positions: list[Position]) -> Read:
@@ -277,11 +288,14 @@ class Runtime:
             lost.add(since)
         return Read([], end, None)
 
-    async def recent(self, channel: str, limit: int) -> Read:
-        """Return the newest `limit` of the history lane; shared like `recover`."""
-        read: Read = await self.reads.ask(
-            (channel, limit), None, lambda _: self._recent(channel, limit)
-        )
+    async def recent(self, channel: str, limit: int, members: Look) -> Read:
+        """Return the newest `limit` of the history lane, and who is there; shared like
+        `recover`."""
+
+        async def read_for(_: list[None]) -> Read:
+            return await self._look(await self._recent(channel, limit), members)
+
+        read: Read = await self.reads.ask((channel, limit), None, read_for)
         return read
 
     async def _recent(self, channel: str, limit: int) -> Read:
@@ -308,7 +322,7 @@ class Runtime:
 
     def later(self, delay: float, call: Callable[..., Awaitable[Any]], *arguments: Any) -> Timer:
         """`spawn` after `delay` seconds, unless the timer is cancelled before."""
-        return self.timers.call_later(delay, lambda: self.spawn(call, *arguments))
+        return self.timers.call_later(delay, self.spawn, call, *arguments)
 
     async def _guarded(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         try:
@@ -444,13 +458,13 @@ class Runtime:
         self.connections.add(connection)
 
     async def disconnected(self, connection: Connection) -> None:
+        """Forget a connection that is over. Not to be cancelled."""
         self.connections.discard(connection)
-        with anyio.CancelScope(shield=True):
-            for key, holder in connection.holds:
-                try:
-                    await self.limits.release(key, holder)
-                except BrokerUnavailable:
-                    logger.warning("a counted connection must lapse: the backend is away")
+        for key, holder in connection.holds:
+            try:
+                await self.limits.release(key, holder)
+            except BrokerUnavailable:
+                logger.warning("a counted connection must lapse: the backend is away")
         if not self.connections:
             self._empty.set()
 
@@ -480,9 +494,10 @@ class Read:
     """A piece of history read once for many, with what each wire makes of it.
 
     `after` is the offset after which `publications` is complete, None when it is just the newest.
+    `members` and `count` are those of the channel, a moment later.
     """
 
-    __slots__ = ("_encoded", "after", "position", "publications")
+    __slots__ = ("_encoded", "after", "count", "members", "position", "publications")
 
     def __init__(
         self, publications: list[Publication], position: Position, after: int | None
@@ -490,6 +505,8 @@ class Read:
         self.publications = publications
         self.position = position
         self.after = after
+        self.members: list[msgspec.Raw] = []
+        self.count = 0
         self._encoded: dict[object, Any] = {}
 
     def since(self, position: Position) -> list[Publication] | None:

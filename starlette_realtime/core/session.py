@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import time
 from abc import ABC, abstractmethod
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 def new_id() -> str:
     """Return a fresh unguessable id: 128 bits, 22 URL-safe characters."""
-    return secrets.token_urlsafe(16)
+    return urlsafe_b64encode(os.urandom(16))[:22].decode()
 
 
 class Connection(ABC):
@@ -315,13 +317,12 @@ class Session:
         within `grace` seconds."""
         if self.lingering is None:
             self.lingering = {}
-        room = member.room.name
+        timer = self.engine.runtime.timers.call_later(grace, self._linger_is_over, member, over)
+        self.lingering[member.room.name] = (member, timer)
 
-        def is_over() -> None:
-            if self.lingering is not None and self.lingering.pop(room, None) is not None:
-                over(member)
-
-        self.lingering[room] = (member, self.engine.runtime.timers.call_later(grace, is_over))
+    def _linger_is_over(self, member: Member, over: Callable[[Member], object]) -> None:
+        if self.lingering is not None and self.lingering.pop(member.room.name, None) is not None:
+            over(member)
 
     def stop_lingering(self, room: str) -> bool:
         """The session is back in `room`; return whether the room never saw it gone."""

@@ -7,35 +7,37 @@ import math
 import time
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any
 
 import anyio
+import msgspec
 
 logger = logging.getLogger("starlette_realtime")
 
 
-class Timer:
+class Timer(msgspec.Struct, order=True):
     """A call that is due later; `cancel()` forgets it."""
 
-    __slots__ = ("_call", "when")
-
-    def __init__(self, when: float, call: Callable[[], object]) -> None:
-        self.when = when
-        self._call: Callable[[], object] | None = call
+    when: float
+    number: int
+    """Keeps those that are due at the same time in their order."""
+    call: Callable[..., object] | None
+    arguments: tuple[Any, ...] = ()
 
     def cancel(self) -> None:
-        self._call = None
+        self.call = None
+        self.arguments = ()
 
     @property
     def cancelled(self) -> bool:
-        return self._call is None
+        return self.call is None
 
     def fire(self) -> None:
-        call, self._call = self._call, None
+        call, arguments = self.call, self.arguments
+        self.cancel()
         if call is not None:
-            call()
-
-    def __lt__(self, other: Timer) -> bool:
-        return self.when < other.when
+            call(*arguments)
 
 
 class Timers:
@@ -44,18 +46,19 @@ class Timers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._heap: list[Timer] = []
+        self._numbers = count()
         self._nearer = anyio.Event()
         self._next = math.inf
         self._compact_at = 1000
 
-    def call_later(self, delay: float, call: Callable[[], object]) -> Timer:
-        timer = Timer(self._clock() + delay, call)
+    def call_later(self, delay: float, call: Callable[..., object], *arguments: Any) -> Timer:
+        timer = Timer(self._clock() + delay, next(self._numbers), call, arguments)
         heappush(self._heap, timer)
         if timer.when < self._next:
             self._nearer.set()
         if len(self._heap) > self._compact_at:
             # Cancelled timers stay in the heap until their time; never more of them than others.
-            self._heap = [waiting for waiting in self._heap if not waiting.cancelled]
+            self._heap = [waiting for waiting in self._heap if waiting.call is not None]
             heapify(self._heap)
             self._compact_at = 2 * len(self._heap) + 1000
         return timer

@@ -11,7 +11,7 @@ import msgspec
 from ..events import Draft, MemberInfo, Retention
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """One session's presence in one channel."""
 
     session_id: str

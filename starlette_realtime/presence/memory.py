@@ -23,17 +23,14 @@ class Announcer(Protocol):
     def publish_now(self, channel: str, draft: Draft, retention: Retention) -> Published: ...
 
 
-class _Held:
+class _Held(msgspec.Struct, eq=False, gc=False):
     """A lease, and when it ends (seconds)."""
 
-    __slots__ = ("channel", "entry", "lease", "until")
-
-    def __init__(self, channel: str, lease: Lease, until: float) -> None:
-        self.channel = channel
-        self.lease = lease
-        self.until = until
-        # Number of its one valid entry among the ends; 0 when the lease is over.
-        self.entry = 0
+    channel: str
+    lease: Lease
+    until: float
+    entry: int = 0
+    """Number of its one valid entry among the ends; 0 when the lease is over."""
 
 
 class _Room:

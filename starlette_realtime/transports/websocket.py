@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import anyio
@@ -53,6 +54,7 @@ PONGS = ('{"type":"pong"}', '{"type": "pong"}')
 """As clients write it in JavaScript, and in Python."""
 CLOSE_TIMEOUT = 2.0
 """Seconds a socket that takes nothing gets for our close frame."""
+_NO_SCOPE = nullcontext()
 
 
 class Writer(Protocol):
@@ -227,23 +229,19 @@ class WebSocketConnection(Connection):
             runtime.tasks.start_soon(self._pump.run, self.outbox)
         runtime.connected(self)
         try:
-            if self._scope is None:
-                await self._serve()
-            else:
-                with self._scope:
-                    await self._serve()
+            with self._scope or _NO_SCOPE:
+                if await self._introduce():
+                    await self._read()
         finally:
             code = self._ended()
             if self._writer is not None:
                 self._writer.let_go(CLOSE_TIMEOUT)
-            for session in list(self.sessions.values()):
-                await session.engine.lobby.disconnect(session, code)
-            await runtime.disconnected(self)
+            # Others must learn of the end, whatever has brought it about.
+            with anyio.CancelScope(shield=True):
+                for session in list(self.sessions.values()):
+                    await session.engine.lobby.disconnect(session, code)
+                await runtime.disconnected(self)
             self._forget_socket()
-
-    async def _serve(self) -> None:
-        if await self._introduce():
-            await self._read()
 
     def _ended(self) -> int:
         """The code the connection ended with, after which nothing is written."""
@@ -323,9 +321,7 @@ class WebSocketConnection(Connection):
         """Return the client's first message; None if it went away, or is sent away: for taking too
         long, or for a message that is none."""
         runtime = self._door.runtime
-        late = runtime.timers.call_later(
-            runtime.options.auth_timeout, lambda: self._refuse(engine, AuthenticationRequired())
-        )
+        late = runtime.timers.call_later(runtime.options.auth_timeout, self._too_late, engine)
         try:
             message = await self._receive()
         finally:
@@ -345,6 +341,9 @@ class WebSocketConnection(Connection):
         if rest:
             self._backlog = deque(rest)
         return first
+
+    def _too_late(self, engine: Engine) -> None:
+        self._refuse(engine, AuthenticationRequired())
 
     async def _turn_away(self, engine: Engine, error: ClientError, id: int | str | None) -> None:
         self._refuse(engine, error, id)
@@ -552,7 +551,7 @@ class _Pump:
 
 
 class WebSocketDoor:
-    """The ASGI application behind `<mount>/ws`."""
+    """What is behind `<mount>/ws`."""
 
     def __init__(
         self, runtime: Runtime, engines: Mapping[str, Engine], origins: OriginPolicy
@@ -562,18 +561,19 @@ class WebSocketDoor:
         self.origins = origins
         self.rounds = Rounds(soon(), runtime.timers.call_later)
 
-    async def __call__(
-        self, scope: Scope, receive: Receive, send: Send, writer: Writer | None = None
-    ) -> None:
+    async def accept(
+        self, scope: Scope, receive: Receive, send: Send, writer: Writer | None
+    ) -> WebSocketConnection | None:
+        """Answer a handshake, and return the connection, to be run; None if it was refused."""
         if not self.origins.check(scope):
             await _deny(scope, receive, send, 403, b"Origin not allowed")
-            return
+            return None
         if self.runtime.stopping:
             await _deny(scope, receive, send, 503, b"The server is stopping")
-            return
+            return None
         message = await receive()
         if message["type"] != "websocket.connect":
-            return
+            return None
         several = native.SUBPROTOCOL in scope.get("subprotocols", ())
         await send(
             {
@@ -582,7 +582,7 @@ class WebSocketDoor:
                 "headers": [],
             }
         )
-        await WebSocketConnection(self, scope, receive, send, writer, several=several).run()
+        return WebSocketConnection(self, scope, receive, send, writer, several=several)
 
     def must_wait(self, scope: Mapping[str, Any]) -> bool:
         """Whether the client says that it speaks first."""

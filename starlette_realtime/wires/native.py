@@ -113,6 +113,8 @@ class FrameWire(NativeWire):
     """For a door that takes bytes of the socket: chunks are whole frames, any number of them."""
 
     def frames(self, messages: Sequence[bytes]) -> Sequence[Chunk]:
+        if len(messages) == 1:
+            return [frame(messages[0])]
         if self.several:
             messages = _parts(messages)
         return [b"".join(map(frame, messages))]

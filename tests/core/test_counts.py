@@ -6,7 +6,7 @@ import asyncio
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from starlette_realtime.brokers.memory import MemoryBroker
 from starlette_realtime.core import hub
 from starlette_realtime.core.namespace import Namespace
+from starlette_realtime.core.outbox import Chunk
 from starlette_realtime.events import Position
 from starlette_realtime.wires import native as wires
 from tests.core.helpers import Client, LateBroker, house
@@ -82,15 +83,21 @@ async def test_those_who_join_at_once_share_one_read(since: bool) -> None:
         for number in range(10):
             await running.publish("r", data=number)
         people = [await running.enter(f"u{number}") for number in range(200)]
-        reads, encoded = brokers[0].reads, []
+        reads, encoded, framed = brokers[0].reads, [], 0
         wire = wires.TEXT[True]
-        original = wire.event
+        encode, frame = wire.event, wire.frames
 
         def counted(*arguments: Any) -> bytes:
             encoded.append(arguments)
-            return original(*arguments)
+            return encode(*arguments)
+
+        def frames(messages: Sequence[bytes]) -> Sequence[Chunk]:
+            nonlocal framed
+            framed += len(messages)
+            return frame(messages)
 
         wire.event = counted  # type: ignore[method-assign, assignment]
+        wire.frames = frames  # type: ignore[method-assign]
         try:
             async with anyio.create_task_group() as tasks:
                 for number, client in enumerate(people):
@@ -99,9 +106,11 @@ async def test_those_who_join_at_once_share_one_read(since: bool) -> None:
                     tasks.start_soon(join, client, at)
             await running.settle()
         finally:
-            del wire.event
+            del wire.event, wire.frames
         assert brokers[0].reads - reads == 1
         assert len(encoded) <= 10
+        # Beside what tells each that it has joined: those who missed the same get the same bytes.
+        assert framed - len(people) <= (10 + 9 + 8 + 7 + 6 if since else 0)
         for number, client in enumerate(people):
             (joined,) = client.of("joined")
             if since:

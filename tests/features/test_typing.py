@@ -75,7 +75,7 @@ class Hall:
         return self.now
 
     def later(self, delay: float, call: Callable[..., Awaitable[Any]], *arguments: Any) -> Timer:
-        timer = Timer(self.now + delay, lambda: None)
+        timer = Timer(self.now + delay, 0, lambda: None)
         self.timers.append((timer, lambda: call(*arguments)))
         return timer
 

@@ -1,0 +1,118 @@
+"""What a client costs from its handshake to its room, counted rather than timed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from starlette_realtime import Options, Realtime
+from starlette_realtime.core.outbox import Chunk, Outbox
+from tests.support.wsclient import SUBPROTOCOL
+from tests.transports.helpers import TOKENS, token
+
+pytestmark = pytest.mark.anyio
+
+
+class Server:
+    """As much of a server as one connection needs: it is its `receive`, `send` and writer."""
+
+    descriptor = -1
+    window_bits = 0
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Queue[Message] = asyncio.Queue()
+        self.arrived.put_nowait({"type": "websocket.connect"})
+        self.written = b""
+        self.joined = asyncio.Event()
+
+    async def receive(self) -> Message:
+        return await self.arrived.get()
+
+    async def send(self, message: Message) -> None:
+        assert message["type"] == "websocket.accept"
+
+    def say(self, text: str) -> None:
+        self.arrived.put_nowait({"type": "websocket.receive", "text": text})
+
+    def write(self, data: Chunk) -> bool:
+        assert isinstance(data, bytes)
+        self.written += data
+        if b'"joined"' in data:
+            self.joined.set()
+        return True
+
+    def attach(self, outbox: Outbox) -> None:
+        pass
+
+    def abort(self) -> None:
+        raise AssertionError
+
+    def let_go(self, seconds: float) -> None:
+        pass
+
+
+@contextmanager
+def counting() -> Iterator[list[int]]:
+    """Count the calls of Python functions: a coroutine counts whenever it goes on."""
+    counted = [0]
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        counted[0] += event == "call"
+
+    sys.setprofile(count)
+    try:
+        yield counted
+    finally:
+        sys.setprofile(None)
+
+
+async def test_connecting_and_joining_takes_few_calls() -> None:
+    realtime = Realtime("memory://", auth=TOKENS, options=Options(max_connections_per_user=0))
+    realtime.room("{name}", presence="counts")
+    clients = 20
+    scope = {
+        "type": "websocket",
+        "path": "/ws",
+        "headers": [(b"host", b"example.com"), (b"origin", b"http://example.com")],
+        "client": ("192.0.2.1", 1234),
+        "subprotocols": [SUBPROTOCOL],
+    }
+
+    async def enter(server: Server) -> None:
+        connection = await door.accept(scope, server.receive, server.send, server)
+        assert connection is not None
+        await connection.run()
+
+    async with realtime.run():
+        assert realtime._running is not None
+        door = realtime._running.websocket
+        servers = [Server() for _ in range(clients + 1)]
+        for number, server in enumerate(servers):
+            shown = token(f"user-{number}")
+            server.say(f'{{"type":"connect","data":{{"token":"{shown}"}}}}')
+            server.say('{"type":"join","room":"r"}')
+        async with asyncio.TaskGroup() as tasks:
+            # The first one finds everything unused.
+            tasks.create_task(enter(servers[0]))
+            await servers[0].joined.wait()
+            with counting() as entering:
+                for server in servers[1:]:
+                    tasks.create_task(enter(server))
+                for server in servers:
+                    await server.joined.wait()
+            with counting() as leaving:
+                for server in servers[1:]:
+                    server.arrived.put_nowait({"type": "websocket.disconnect", "code": 1006})
+                while len(realtime._running.runtime.connections) > 1:
+                    await asyncio.sleep(0)
+            servers[0].arrived.put_nowait({"type": "websocket.disconnect", "code": 1000})
+    assert all(server.written.count(b'"type":"joined"') == 1 for server in servers)
+    # The event loop's own are among them, and what this file is called for.
+    assert entering[0] / clients < 340
+    assert leaving[0] / clients < 120
