@@ -120,13 +120,13 @@ class Runtime:
         if not await self.limits.acquire(key, connection.id, limit=limit, ttl=ttl):
             raise LimitExceeded(refusal)
         if (key, connection.id) not in connection.holds:
-            connection.holds.append((key, connection.id))
+            connection.holds += ((key, connection.id),)
 
     async def let_go(self, connection: Connection, key: str) -> None:
         """Let `connection` no longer be a holder of `key`."""
         hold = (key, connection.id)
         if hold in connection.holds:
-            connection.holds.remove(hold)
+            connection.holds = tuple(held for held in connection.holds if held != hold)
             await self.limits.release(*hold)
 
     def bucket(self, key: str, rate: float, burst: float) -> SharedBucket:

@@ -66,7 +66,7 @@ class Connection(ABC):
         self.joins = Bucket(options.join_rate, options.join_burst, options.join_burst, now)
         self.patience = Bucket(options.abuse_rate, options.abuse_burst, options.abuse_burst, now)
         # What the connection holds of counted limits: (key, holder).
-        self.holds: list[tuple[str, str]] = []
+        self.holds: tuple[tuple[str, str], ...] = ()
         self.ip: str | None = None
         self.scope = scope
         self.outbox = outbox
