@@ -114,8 +114,9 @@ class RoomType:
             params = {key: convertors[key].convert(text) for key, text in texts.items()}
         except ValueError:
             return None
-        if any(str(params[key]) != texts[key] for key in self._exact):
-            return None
+        for key in self._exact:
+            if str(params[key]) != texts[key]:
+                return None
         return params
 
     def authorize(self, function: F) -> F:

@@ -7,8 +7,8 @@ import sys
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -155,21 +155,13 @@ class Runtime:
                 await self._changing.wait(missing[0].name)
                 continue
             names = [channel.name for channel in mine]
-            with self._change(names):
+            self._changing.take(*names)
+            try:
                 await self.broker.subscribe(names)
                 for channel in mine:
                     channel.subscribed = True
-
-    @contextmanager
-    def _change(self, names: Iterable[str]) -> Iterator[None]:
-        """Change subscriptions that nobody else changes meanwhile."""
-        for name in names:
-            self._changing.take(name)
-        try:
-            yield
-        finally:
-            for name in names:
-                self._changing.give(name)
+            finally:
+                self._changing.give(*names)
 
     def release(self, channel: Channel) -> None:
         """Let go of `channel` if nobody here is in it any more."""
@@ -202,15 +194,17 @@ class Runtime:
         if not channels:
             return
         names = [channel.name for channel in channels]
-        with self._change(names):
-            for channel in channels:
-                # From here on a join finds the channel unsubscribed, and waits for its turn.
-                channel.subscribed = False
-                channel.epoch = None
-            try:
-                await self.broker.unsubscribe(names)
-            except BrokerUnavailable:
-                logger.warning("%d channels could not be unsubscribed from", len(channels))
+        self._changing.take(*names)
+        for channel in channels:
+            # From here on a join finds the channel unsubscribed, and waits for its turn.
+            channel.subscribed = False
+            channel.epoch = None
+        try:
+            await self.broker.unsubscribe(names)
+        except BrokerUnavailable:
+            logger.warning("%d channels could not be unsubscribed from", len(channels))
+        finally:
+            self._changing.give(*names)
         for channel in channels:
             if channel.idle and not channel.subscribed:
                 self.hub.forget(channel)

@@ -109,15 +109,17 @@ class Locks:
         """Whether somebody holds the lock of `key`."""
         return key in self._held
 
-    def take(self, key: Hashable) -> None:
-        """Take a lock that nobody holds."""
-        self._held[key] = None
+    def take(self, *keys: Hashable) -> None:
+        """Take locks that nobody holds."""
+        for key in keys:
+            self._held[key] = None
 
-    def give(self, key: Hashable) -> None:
-        """Let go of a lock."""
-        released = self._held.pop(key)
-        if released is not None:
-            released.set()
+    def give(self, *keys: Hashable) -> None:
+        """Let go of locks."""
+        for key in keys:
+            released = self._held.pop(key)
+            if released is not None:
+                released.set()
 
     async def wait(self, key: Hashable) -> None:
         """Wait until a lock is let go of, if somebody holds it: the next one may hold it then."""

@@ -158,6 +158,11 @@ def encode(type: str, ns: str = "/", /, **members: Any) -> bytes:
     return _json(message)
 
 
+def encode_struct(type: str, ns: str, members: msgspec.Struct) -> bytes:
+    """Return the message `{"type": type, …members}`; the struct has one at least."""
+    return b"%b,%b" % (_event_head(ns, None, type), _json(members)[1:])
+
+
 def encode_ack(ns: str, id: int | str, data: bytes) -> bytes:
     """Return the `ack` message: spliced like an event, because most messages cause one."""
     head = b'{"type":"ack"' if ns == "/" else b'{"type":"ack","ns":' + _text(ns)

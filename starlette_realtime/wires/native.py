@@ -58,7 +58,7 @@ class NativeWire:
         )
 
     def connected(self, ns: str, hello: Hello) -> bytes:
-        return native.encode("connected", ns, **msgspec.to_builtins(hello))
+        return native.encode_struct("connected", ns, hello)
 
     def ack(self, ns: str, id: int | str, data: bytes) -> bytes:
         return native.encode_ack(ns, id, data)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from starlette_realtime import Options, Realtime
 from starlette_realtime.core.outbox import Chunk, Outbox
@@ -48,6 +48,9 @@ class Server:
         return True
 
     def attach(self, outbox: Outbox) -> None:
+        pass
+
+    def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:
         pass
 
     def abort(self) -> None:
