@@ -38,10 +38,10 @@ from ..errors import (
 from ..events import Command, Draft, Lane, Page, Position, Publication, Published, Retention
 from ..presence.base import PresenceStore
 from ..protocols import native, payload
-from . import channels
+from . import channels, gather, questions
 from .gather import Gatherer
 from .handlers import Call, Function
-from .hub import Hub
+from .hub import Channel, Hub
 from .limiter import SharedBucket
 from .lobby import Lobby
 from .membership import Membership
@@ -49,6 +49,7 @@ from .namespace import Context, Happening, Namespace
 from .options import Options
 from .orders import Orders
 from .outbox import Joined, Wire
+from .questions import Questions
 from .room import Room
 from .router import RoomType
 from .runtime import Runtime, fitting
@@ -145,6 +146,12 @@ class Engine:
         self.lobby = Lobby(self)
         self.gatherer = Gatherer(self)
         self.orders = Orders(self)
+        self.questions = Questions(self)
+        # What processes say to each other of what clients are asked.
+        self.signals: dict[str, Callable[[Channel, Publication], None]] = {
+            **dict.fromkeys(gather.SIGNALS, self.gatherer.control),
+            **dict.fromkeys(questions.SIGNALS, self.questions.control),
+        }
         runtime.engines[self.ns] = self
 
     # Names of channels
@@ -343,7 +350,11 @@ class Engine:
     async def rejoin(self, session: Session, rooms: Mapping[str, Position | None]) -> None:
         """Let a client that comes back join its rooms in the same step."""
         limit = self.options.max_rooms or MAX_REJOINED
+        connection = session.connection
         for room, since in islice(rooms.items(), limit):
+            if connection.gone:
+                # A hook has waited for the client, which now joins from elsewhere.
+                return
             try:
                 command = Command("join", room=_checked_name(room), since=since, ns=self.ns)
             except InvalidMessage as error:

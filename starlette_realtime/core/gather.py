@@ -9,6 +9,7 @@ the same bytes; there is one task for each process that was asked, not one for e
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ MAX_REPORT = 256_000
 SETTLE = 0.5
 """Seconds that other processes have to say whom they asked, where presence can't tell how many
 members there are."""
+
+SIGNALS = frozenset(["$ask", "$answer"])
 
 _NOTHING_KEPT = Retention(0, 0.0, 0)
 
@@ -90,10 +93,11 @@ class _Report(msgspec.Struct, frozen=True):
 class _Asking:
     """A question put to the members on this process."""
 
-    __slots__ = ("answers", "asked", "left_out", "named", "news", "number", "open", "size")
+    __slots__ = ("answers", "asked", "left_out", "named", "news", "number", "open", "size", "until")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, timeout: float) -> None:
         self.number = number
+        self.until = time.monotonic() + timeout
         self.open: dict[Session, _Put] = {}
         self.asked = 0
         self.left_out = False
@@ -116,8 +120,7 @@ class _Asking:
     def forget(self) -> None:
         """Expect no more answers."""
         for session in self.open:
-            if session.requests is not None:
-                session.requests.pop(self.number, None)
+            session.forget(self.number)
         self.open.clear()
 
 
@@ -127,14 +130,13 @@ class _Put(Asked):
     __slots__ = ("asking", "session")
 
     def __init__(self, asking: _Asking, session: Session, question: _Question, room: str) -> None:
-        super().__init__(room, question.event, bytes(question.data))
+        super().__init__(room, question.event, bytes(question.data), asking.until)
         self.asking = asking
         self.session = session
 
     def settle(self, answer: bytes | None) -> None:
         super().settle(answer)
-        if self.session.requests is not None:
-            self.session.requests.pop(self.asking.number, None)
+        self.session.forget(self.asking.number)
         self.asking.settled(self, answer)
 
 
@@ -229,7 +231,7 @@ class Gatherer:
 
     def _ask(self, channel: Channel | None, question: _Question) -> _Asking:
         """Put a question to the members on this process."""
-        asking = _Asking(question.number)
+        asking = _Asking(question.number, question.timeout)
         if channel is None or channel.room is None:
             return asking
         hub = self.engine.hub
@@ -254,9 +256,7 @@ class Gatherer:
                     question.number,
                 )
             put = asking.open[session] = _Put(asking, session, question, channel.room)
-            if session.requests is None:
-                session.requests = {}
-            session.requests[question.number] = put
+            session.expect(question.number, put)
             hub.push(session, message)
         return asking
 

@@ -17,6 +17,7 @@ from ..errors import (
     AuthenticationRequired,
     BrokerUnavailable,
     CloseCode,
+    Disconnected,
     InvalidUser,
 )
 from ..events import Position, Publication
@@ -56,8 +57,7 @@ class Lobby:
     """Sessions of one namespace, from `connect` to their end.
 
     A session whose connection is lost stays for the resume window: its client comes back to it with
-    a signed token, on any process; on this one it finds its `data` and the questions that wait for
-    an answer, too.
+    a signed token, on any process; on this one it finds its `data`, too.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -124,6 +124,8 @@ class Lobby:
                 channels.append(channel)
             await self.runtime.subscribe(*channels)
             await self._put(session)
+            if session.elsewhere:
+                await self._tell_replaced(session)
 
         try:
             context = ConnectionContext(session=session)
@@ -143,11 +145,17 @@ class Lobby:
         for channel in channels:
             if self.hub.collected(channel, session) is not None:
                 self.hub.go_live(channel, session, None)
-        if self.namespace.observed("connection"):
-            await self.namespace.emit(Happening(name="connection", session=session))
         for number, asked in (session.requests or {}).items():
             session.ask(number, asked)
+        if self.namespace.observed("connection"):
+            await self.namespace.emit(Happening(name="connection", session=session))
         return session
+
+    async def _tell_replaced(self, session: Session) -> None:
+        """Let all processes where it was let go of a session. Only when this one hears what is sent
+        to it: others may have questions."""
+        channel = self.engine.session_channel(session.id)
+        await self.engine.tell(channel, "$replaced", session.generation)
 
     async def _abandon(self, session: Session, resumed: bool) -> None:
         """Undo an opening that failed. What was there before may be resumed again."""
@@ -244,9 +252,7 @@ class Lobby:
         record = await self.runtime.sessions.resume(id, generation, self._record_ttl)
         if record is None:
             return None
-        if record.generation != self._generation_here(id) + 1:
-            # It may have a connection on another process.
-            await self.engine.tell(self.engine.session_channel(id), "$replaced", record.generation)
+        known = self._generation_here(id)
         kept = self._detached.pop(id, None)
         here = self.hub.sessions.get(id)
         if kept is not None:
@@ -263,6 +269,10 @@ class Lobby:
             session = Session(self.engine, connection, user)
             session.id = id
             session.status = record.status
+        self.engine.questions.back(session)
+        if record.generation != known + 1:
+            # It may have a connection on another process.
+            session.elsewhere = record.generation - 1
         session.generation = record.generation
         session.connection = connection
         session.outbox = connection.outbox
@@ -303,10 +313,11 @@ class Lobby:
         if handlers is None and channel.room is not None:
             room_type, _ = self.namespace.router.match(channel.room)
             handlers = room_type.signals.get(publication.event)
-        if handlers is not None or publication.event in ("$ask", "$answer"):
+        own = self.engine.signals.get(publication.event)
+        if handlers is not None or own is not None:
             try:
-                if handlers is None:
-                    self.engine.gatherer.control(channel, publication)
+                if own is not None:
+                    own(channel, publication)
                 for handler in handlers or ():
                     handler(Signal(self.engine, channel, publication))
             except Exception:
@@ -325,8 +336,16 @@ class Lobby:
         """Close the connection of a session that has gone on elsewhere with `generation`."""
         if session.generation < generation:
             # Its rooms go on there under the same id: nobody leaves.
-            session.generation = -1
+            session.elsewhere = max(session.elsewhere, generation)
             session.disconnect(CloseCode.REPLACED, "resumed elsewhere")
+            self.engine.questions.moved(session)
+        elif (
+            session.generation > generation
+            and self.hub.sessions.get(session.id) is session
+            and not session.moved
+        ):
+            # It was resumed twice in a moment, and the other one is the older.
+            self.runtime.spawn(self._tell_replaced, session)
 
     async def resumed_elsewhere(self, session: Session, generation: int) -> None:
         """Do what a `$replaced` that was missed has asked for, unless it went on here."""
@@ -359,12 +378,19 @@ class Lobby:
             # The record first: a process that stood still learns that its time is over before
             # it takes from the rooms who has long been there again by way of another one.
             end = self._let_record_end if keep else self._forget_record
-            replaced = session.generation < 0 or not await end(session)
+            replaced = session.moved or not await end(session)
+            if replaced and not session.moved:
+                session.elsewhere = session.generation + 1
             await self._detach(session, replaced=replaced, linger=keep)
-            if keep and not replaced:
+            if (keep and not replaced) or (replaced and session.requests):
                 self._keep(session)
             else:
                 self._end(session)
+                if not replaced:
+                    self._tell_ended(session)
+            if self.runtime.stopping or code == CloseCode.RESTART:
+                # It may come back, but not to this process.
+                self.engine.questions.end(session)
         finally:
             self._moving.give(session.id)
         if self.namespace.observed("disconnection"):
@@ -425,7 +451,13 @@ class Lobby:
 
     def _window_is_over(self, session: Session) -> None:
         del self._detached[session.id]
+        if session.moved and session.requests:
+            # It is asked elsewhere, until these have ended.
+            self._keep(session)
+            return
         self._end(session)
+        if not session.moved:
+            self._tell_ended(session)
 
     def _end(self, session: Session) -> None:
         session.closed = True
@@ -434,8 +466,46 @@ class Lobby:
         if session.bucket is not None:
             self.runtime.release_bucket(session.bucket)
             session.bucket = None
-        for asked in list((session.requests or {}).values()):
-            asked.settle(None)
+        self.engine.questions.end(session)
+
+    def _tell_ended(self, session: Session) -> None:
+        if session.elsewhere:
+            self.runtime.spawn(self.engine.questions.tell_ended, session)
+
+    def ended_elsewhere(self, session: Session) -> None:
+        """The session, which is not here, has ended for good."""
+        kept, timer = self._detached.get(session.id, (None, None))
+        if kept is session and timer is not None:
+            timer.cancel()
+            del self._detached[session.id]
+            session.elsewhere = 0
+            self._end(session)
+        else:
+            # Its connection here is just being closed.
+            self.engine.questions.end(session)
+
+    def heir(self, session: Session) -> Session:
+        """Return what a session that has ended here goes on as, if it has moved: another one that
+        came back to this process, or itself, to be followed where it is.
+
+        Raises:
+            Disconnected: it goes on nowhere.
+        """
+        if not session.moved or self.runtime.stopping:
+            raise Disconnected("the session has ended")
+        if session.id in self._detached:
+            return self._detached[session.id][0]
+        here = self.hub.sessions.get(session.id)
+        if isinstance(here, Session) and here is not session:
+            return here
+        session.closed = False
+        self._keep(session)
+        return session
+
+    def stop(self) -> None:
+        """No session comes back to this process any more."""
+        for session, _ in self._detached.values():
+            self.engine.questions.end(session)
 
     def _own_channels(self, session: Session) -> list[str]:
         names = [everyone_channel(self.ns), session_channel(self.ns, session.id)]
@@ -450,3 +520,4 @@ class Lobby:
             if channel is not None:
                 self.hub.remove(channel, session)
                 self.runtime.release(channel)
+        self.engine.questions.detached(session)

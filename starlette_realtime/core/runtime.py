@@ -414,11 +414,11 @@ class Runtime:
         known = [
             (session.id, session.generation)
             for session in self.hub.sessions.values()
-            if isinstance(session, Session) and session.generation > 0
+            if isinstance(session, Session) and not session.moved
         ]
         for id, generation in await self.sessions.renew(known, ttl):
             session = self.hub.sessions.get(id)
-            if not isinstance(session, Session) or session.generation < 0:
+            if not isinstance(session, Session) or session.moved:
                 continue
             if generation:
                 await session.engine.lobby.resumed_elsewhere(session, generation)
@@ -452,11 +452,16 @@ class Runtime:
         self.connections.add(connection)
 
     async def disconnected(self, connection: Connection) -> None:
-        """Forget a connection that is over. Not to be cancelled."""
+        """Forget a connection that is over. While a handler is still at work for its client, the
+        client's address is not free of it: call this again then. Not to be cancelled."""
         self.connections.discard(connection)
-        for key, holder in connection.holds:
+        holds, connection.holds = connection.holds, ()
+        for hold in holds:
+            if connection.busy and hold[0].startswith("ip:"):
+                connection.holds += (hold,)
+                continue
             try:
-                await self.limits.release(key, holder)
+                await self.limits.release(*hold)
             except BrokerUnavailable:
                 logger.warning("a counted connection must lapse: the backend is away")
         if not self.connections:
@@ -465,6 +470,8 @@ class Runtime:
     async def drain(self) -> None:
         """Close every connection with 1012 and wait until they are gone, within bounds."""
         self.stopping = True
+        for engine in self.engines.values():
+            engine.lobby.stop()
         self.hub.flush()
         for connection in list(self.connections):
             connection.close(CloseCode.RESTART, "server restart")

@@ -86,8 +86,8 @@ class Connection(ABC):
 
     @abstractmethod
     async def wait(self, event: anyio.Event) -> None:
-        """Wait for `event`, which only a message from this client may set: a door whose reader is
-        the caller itself reads on meanwhile."""
+        """Wait for `event`, which a message from this client may set: a door whose reader is the
+        caller itself reads on meanwhile. The end of the connection does not end it."""
 
     @property
     def waits_here(self) -> bool:
@@ -101,21 +101,24 @@ class Connection(ABC):
 
 
 class Asked:
-    """A message of ours that waits for the client's answer, which is in canonical form."""
+    """A message of ours that waits for the client's answer, which is in canonical form, until a
+    time of the monotonic clock."""
 
-    __slots__ = ("answer", "answered", "data", "event", "room")
+    __slots__ = ("answer", "answered", "data", "event", "room", "until")
 
-    def __init__(self, room: str | None, event: str, data: bytes) -> None:
+    def __init__(self, room: str | None, event: str, data: bytes, until: float) -> None:
         self.room = room
         self.event = event
         self.data = data
+        self.until = until
         self.answered = anyio.Event()
         self.answer: bytes | None = None
 
     def settle(self, answer: bytes | None) -> None:
-        """Take the answer; None when there will be none."""
-        self.answer = answer
-        self.answered.set()
+        """Take the answer, if it is the first; None when there will be none."""
+        if not self.answered.is_set():
+            self.answer = answer
+            self.answered.set()
 
 
 class Session:
@@ -134,6 +137,7 @@ class Session:
         "closed",
         "connection",
         "device_id",
+        "elsewhere",
         "engine",
         "expiry",
         "generation",
@@ -160,7 +164,9 @@ class Session:
         # Channels that are no rooms: those it is present in, and those it hears.
         self.held: dict[str, tuple[Draft | None, Draft | None]] | None = None
         self.listening: set[str] | None = None
+        # Counts its connections on all processes, and which of them was on another one last.
         self.generation = 1
+        self.elsewhere = 0
         # What the client calls the device it runs on; None when it does not say.
         self.device_id: str | None = None
         self.status = "online"
@@ -184,6 +190,11 @@ class Session:
     @property
     def namespace(self) -> str:
         return self.engine.ns
+
+    @property
+    def moved(self) -> bool:
+        """Whether it goes on on another process."""
+        return self.elsewhere > self.generation
 
     @property
     def data(self) -> dict[str, Any]:
@@ -264,37 +275,53 @@ class Session:
     async def request(
         self, event: str, data: Any = None, *, room: str | None = None, timeout: float | None = None
     ) -> Any:
-        """Send an event and return what the client answers.
+        """Send an event and return what the client answers. A client that loses its connection is
+        asked again when its session is resumed, on whatever process.
 
         Raises:
             AckTimeout: no answer within `timeout` seconds (default: the option `ack_timeout`), or
                 one that is no payload.
-            Disconnected: the session ended first. One that is resumed on the same process is asked
-                again.
+            Disconnected: the session ended first, or this process stops.
         """
         check_public(event)
+        if self.closed and (heir := self.engine.lobby.heir(self)) is not self:
+            return await heir.request(event, data, room=room, timeout=timeout)
         seconds = self.engine.options.ack_timeout if timeout is None else timeout
-        if self.closed:
-            raise Disconnected("the session has ended")
-        if self.requests is None:
-            self.requests = {}
         number = secrets.randbits(48)
-        asked = self.requests[number] = Asked(room, event, payload.dump(data))
+        asked = Asked(room, event, payload.dump(data), time.monotonic() + seconds)
+        self.expect(number, asked)
         try:
-            self.ask(number, asked)
+            if self.connection.gone or self.moved:
+                self.engine.questions.seek(self)
+            else:
+                self.ask(number, asked)
             with anyio.move_on_after(seconds):
                 await self.connection.wait(asked.answered)
         finally:
-            self.requests.pop(number, None)
+            self.forget(number)
         if asked.answer is not None:
             try:
                 return payload.load(asked.answer)
             except InvalidMessage:
                 # This client's mistake: not to be told to the one whose handler asks.
                 raise AckTimeout(f"the answer to {event!r} can't be read") from None
-        if self.closed:
+        if asked.answered.is_set():
             raise Disconnected(f"the session ended before {event!r} was answered")
         raise AckTimeout(f"no answer to {event!r} within {seconds:g} s")
+
+    def expect(self, number: int, asked: Asked) -> None:
+        """Wait for the answer to a question."""
+        if self.requests is None:
+            self.requests = {}
+        self.requests[number] = asked
+
+    def forget(self, number: int) -> None:
+        """Wait no more for the answer to a question."""
+        if self.requests is not None:
+            self.requests.pop(number, None)
+            if not self.requests:
+                self.requests = None
+                self.engine.questions.over(self)
 
     def ask(self, number: int, asked: Asked) -> None:
         """Send a message that wants an answer, or send it again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager
+from typing import ClassVar
 
 import msgspec
 
@@ -25,6 +26,9 @@ class SessionStore(ABC):
     Guarantee: each attempt to resume a session that succeeds, on any process, gives it a generation
     it never had; from one generation it is resumed at most twice.
     """
+
+    shared: ClassVar[bool] = True
+    """Whether a session may be resumed on another process than the one it was on."""
 
     @abstractmethod
     def run(self) -> AbstractAsyncContextManager[None]:

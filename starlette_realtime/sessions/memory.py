@@ -17,6 +17,8 @@ class MemorySessions(SessionStore):
     """Records of one process, at most `max_sessions`; beyond, the one renewed longest ago goes.
     `clock` counts seconds."""
 
+    shared = False
+
     def __init__(
         self, *, max_sessions: int = 1_000_000, clock: Callable[[], float] = time.monotonic
     ) -> None:

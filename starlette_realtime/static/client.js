@@ -22,6 +22,8 @@ const MAX_DRAIN_DELAY = 300_000; // ms; a reason beyond it is taken for this
 const STABLE_AFTER = 5_000; // ms of connection that make the backoff start over
 const PROBE_TIMEOUT = 5_000; // ms for an answer when the page woke up or lost its network
 const WINDOW = 64; // messages that may be unanswered at a time, below what a server calls abuse
+const MAX_ANSWERS = 1_000; // to the server's questions, in case they come again
+const MAX_ANSWER_BYTES = 4_000_000; // of these together
 const RATE_PAUSE = 1_000; // ms without messages after the server refused one as too many
 
 const DEFAULTS = Object.freeze({
@@ -84,6 +86,11 @@ const DROP = Symbol("drop");
  * @property {Done} done the first call counts
  * @property {boolean} [live] this connection carries it
  * @property {unknown} [timer]
+ */
+/**
+ * @typedef {object} Question what the server asked, perhaps several times
+ * @property {unknown} on the connection that brought it last
+ * @property {Wire | null} reply
  */
 /**
  * @typedef {object} How
@@ -276,6 +283,9 @@ function comesBack(code) {
   return ![1000, 1002, 1003, 1007, 1008, 1010].includes(code);
 }
 
+/** @param {Message} question */
+const nameOf = ({ id, ns, room, type }) => JSON.stringify([id, ns, room, type]);
+
 /** @param {unknown} auth a token, or what fetches one */
 const tokenOf = async (auth) => (typeof auth === "function" ? auth() : auth);
 
@@ -379,6 +389,7 @@ class Listener {
   /** @param {Message} message @param {Listener} [next] who answers when nobody does here */
   [HEAR](message, next) {
     const { type, room, offset, data, id } = message;
+    if (id !== undefined && this.#core.knows(message)) return;
     const event = Object.freeze({ type, room, offset, data });
     const heard = this.#events[EMIT](type, data, event);
     if (id === undefined) return;
@@ -773,6 +784,9 @@ class Core {
   #stable;
   /** @type {Done[]} */
   #waiters = [];
+  /** @type {Map<string, Question>} of the present session, the oldest first */
+  #questions = new Map();
+  #answerBytes = 0;
 
   /** @param {string | URL} url @param {api.Options} options */
   constructor(url, options) {
@@ -892,16 +906,42 @@ class Core {
   }
 
   /**
-   * Answers a message that carried an `id`, on the connection that brought it.
+   * Whether a question has come before. The server asks again on each connection until it has the
+   * answer: it gets the same one, as soon as there is one.
+   * @param {Message} message
+   */
+  knows(message) {
+    const question = this.#questions.get(nameOf(message));
+    if (!question) return false;
+    question.on = this.#attempt;
+    this.#reply(question);
+    return true;
+  }
+
+  /** @param {Question} question */
+  #reply({ on, reply }) {
+    if (reply && this.#attempt === on) this.#attempt?.connection?.send(reply.text, reply.bytes);
+  }
+
+  /**
+   * Answers a message that carried an `id`, on the connection that brought it last.
    * @param {Message} message
    * @param {object} event
    * @param {Function | undefined} answerer
    * @param {boolean} heard somebody listened to it
    */
-  async answer({ id, ns, data }, event, answerer, heard) {
-    const on = this.#attempt;
-    const reply = (/** @type {unknown} */ answer) =>
-      this.say({ type: "ack", id, ns, data: answer ?? null }, on);
+  async answer(message, event, answerer, heard) {
+    const { id, ns, data } = message;
+    /** @type {Question} */
+    const question = { on: this.#attempt, reply: null };
+    this.#questions.set(nameOf(message), question);
+    const reply = (/** @type {unknown} */ answer) => {
+      const wire = serialize({ type: "ack", id, ns, data: answer ?? null });
+      if (wire.bytes > this.#maxPayload) throw tooLarge(this.#maxPayload);
+      question.reply = wire;
+      this.#reply(question);
+      if (this.#questions.get(nameOf(message)) === question) this.#remember(wire.bytes);
+    };
     const refuse = (/** @type {string} */ code, /** @type {string} */ error) =>
       reply({ code, error });
     try {
@@ -914,6 +954,22 @@ class Core {
       report(error);
       refuse("handler_error", "Handler failed");
     }
+  }
+
+  /** @param {number} bytes of one more answer */
+  #remember(bytes) {
+    this.#answerBytes += bytes;
+    for (const [name, { reply }] of this.#questions) {
+      if (this.#questions.size <= MAX_ANSWERS && this.#answerBytes <= MAX_ANSWER_BYTES) break;
+      if (!reply) continue;
+      this.#answerBytes -= reply.bytes;
+      this.#questions.delete(name);
+    }
+  }
+
+  #forgetQuestions() {
+    this.#questions.clear();
+    this.#answerBytes = 0;
   }
 
   #begin() {
@@ -997,6 +1053,7 @@ class Core {
     const { sessionId = null, clientId = null, userId = null, resume } = message;
     this.session = { sessionId, clientId, userId };
     this.#resume = typeof resume === "string" ? resume : undefined;
+    if (message.resumed !== true) this.#forgetQuestions();
     this.#maxPayload = positive(message.maxPayload, this.#maxPayload);
     attempt.connection?.begin({
       pingInterval: positive(message.pingInterval, 25_000),
@@ -1096,6 +1153,7 @@ class Core {
     globalThis.document?.removeEventListener("visibilitychange", this.#wake);
     const previous = this.state;
     this.state = "closed";
+    this.#forgetQuestions();
     // What waited ends before any handler runs: one of them may connect again.
     this.#outbox.end(error);
     for (const done of this.#waiters.splice(0)) done(error);

@@ -32,7 +32,6 @@ from ..errors import (
     ClientError,
     CloseCode,
     CloseConnection,
-    Disconnected,
     InvalidMessage,
     RateLimited,
     Unavailable,
@@ -95,6 +94,7 @@ class WebSocketConnection(Connection):
         "_door",
         "_frames",
         "_gone",
+        "_listening",
         "_pump",
         "_receive",
         "_scope",
@@ -125,6 +125,8 @@ class WebSocketConnection(Connection):
         self._task: object = None
         # Ends what reads, where closing the socket does not.
         self._scope: anyio.CancelScope | None = None
+        # Ends the reading of a handler that waits for this client's answer.
+        self._listening: anyio.CancelScope | None = None
         self._pump: _Pump | None = None
         self._frames = 0
         self._writer = writer
@@ -168,24 +170,39 @@ class WebSocketConnection(Connection):
         if self._closing is not None or self._gone is not None:
             return
         self._closing = (code, reason.encode()[:120].decode(errors="ignore"))
+        if self._listening is not None:
+            self._listening.cancel()
         self._door.runtime.spawn(self._finish)
 
     async def wait(self, event: anyio.Event) -> None:
         if not self.waits_here:
             await event.wait()
             return
-        # The handler that waits is run by this connection's reader: so it reads.
+        # The handler that waits is run by this connection's reader: so it reads. The end of the
+        # connection does not end the waiting: the client may answer on its next one.
+        try:
+            with anyio.CancelScope() as self._listening:
+                await self._listen(event)
+            if not event.is_set():
+                await event.wait()
+        finally:
+            self._listening = None
+
+    async def _listen(self, event: anyio.Event) -> None:
+        """Read until the client has answered, or is not heard any more."""
         limit = self._door.runtime.options.max_queued
         size = sum(map(_size, self._backlog or ()))
-        while not event.is_set():
+        while not event.is_set() and self._closing is None and self._gone is None:
             if self._backlog and (len(self._backlog) >= MAX_BACKLOG or size > limit):
-                await event.wait()
                 return
             message = await self._receive()
             self.heard = time.monotonic()
             if message["type"] == "websocket.disconnect":
                 self._gone = message.get("code") or 1005
-                raise Disconnected("the connection closed")
+                self.gone = True
+                # Not here, where the app's handler is at work.
+                self._door.runtime.spawn(self._end)
+                return
             for command in self._decode(message):
                 if isinstance(command, Command) and command.type == "ack":
                     self._answer(command)
@@ -210,8 +227,13 @@ class WebSocketConnection(Connection):
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
             except Exception as error:
                 logger.debug("no close frame could be sent: %r", error)
+            if self._listening is not None:
+                # Nobody reads: who would waits for an answer, which comes elsewhere, if at all.
+                await self._end()
             await anyio.sleep(CLOSE_TIMEOUT)
-        if self._gone is None:
+        if self._listening is not None:
+            await self._end()
+        elif self._gone is None:
             if self._writer is not None:
                 self._writer.abort()
             if self._scope is not None:
@@ -233,15 +255,19 @@ class WebSocketConnection(Connection):
                 if await self._introduce():
                     await self._read()
         finally:
-            code = self._ended()
-            if self._writer is not None:
-                self._writer.let_go(CLOSE_TIMEOUT)
-            # Others must learn of the end, whatever has brought it about.
-            with anyio.CancelScope(shield=True):
-                for session in list(self.sessions.values()):
-                    await session.engine.lobby.disconnect(session, code)
-                await runtime.disconnected(self)
-            self._forget_socket()
+            await self._end()
+
+    async def _end(self) -> None:
+        """Let go of the sessions and the socket. May be called again."""
+        code = self._ended()
+        if self._writer is not None:
+            self._writer.let_go(CLOSE_TIMEOUT)
+        # Others must learn of the end, whatever has brought it about.
+        with anyio.CancelScope(shield=True):
+            for session in list(self.sessions.values()):
+                await session.engine.lobby.disconnect(session, code)
+            await self._door.runtime.disconnected(self)
+        self._forget_socket()
 
     def _ended(self) -> int:
         """The code the connection ended with, after which nothing is written."""
@@ -381,7 +407,7 @@ class WebSocketConnection(Connection):
             if self._closing is not None:
                 continue
             for command in self._decode(message):
-                if self._closing is None:
+                if not self.gone and self._closing is None:
                     await self._handle(command)
 
     def _take_pong(self, message: str | bytes) -> bool:

@@ -18,7 +18,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from starlette_realtime import Chat, Options, Realtime, RealtimeMiddleware, SignedTokenAuth
+from starlette_realtime import (
+    Chat,
+    Member,
+    Options,
+    Realtime,
+    RealtimeMiddleware,
+    SignedTokenAuth,
+)
+from starlette_realtime.errors import AckTimeout, Disconnected
 
 SECRET = "known to all, because it guards nothing"
 LEASE = 4.0
@@ -40,7 +48,30 @@ realtime = Realtime(
         shutdown_timeout=2.0,
     ),
 )
-realtime.room("chat/{name}", features=[Chat()])
+chat = realtime.room("chat/{name}", features=[Chat()])
+
+PATIENCE = 12.0
+questions: Counter[str] = Counter()
+"""What became of the questions that this worker has asked; "open" are those that wait."""
+
+
+@chat.on("ask-me")
+async def ask_me(member: Member, data: int) -> None:
+    """Have the client answer with the same number, without keeping it waiting."""
+    member.session.engine.runtime.spawn(ask, member, data)
+
+
+async def ask(member: Member, number: int) -> None:
+    questions["open"] += 1
+    try:
+        answer = await member.request("question", number, timeout=PATIENCE)
+        questions["answered" if answer == number else "wrong"] += 1
+    except AckTimeout:
+        questions["late"] += 1
+    except Disconnected:
+        questions["ended"] += 1
+    finally:
+        questions["open"] -= 1
 
 
 async def token(request: Request) -> Response:
@@ -67,6 +98,7 @@ async def state(request: Request) -> Response:
             "connections": len(runtime.connections),
             "sessions": len(runtime.hub.sessions),
             "channels": sorted(runtime.hub.channels),
+            "questions": questions,
             "healed": runtime.gaps_healed,
             "lost": runtime.gaps_lost,
         }

@@ -25,6 +25,8 @@ from tests.faults.app import users
 
 TICK = 0.02
 """Seconds between two looks at what is to be said."""
+ASKED = 0.5
+"""Seconds between two questions that it wants to be asked."""
 ANSWER = 15.0
 """Seconds after which a client takes a silent connection for dead."""
 
@@ -106,6 +108,10 @@ class Guest:
         self._pace = pace
         self._returns = returns
         self._resume: str | None = None
+        self.asked: dict[int, int] = {}
+        """The questions it was asked, by their ids."""
+        self.asked_again = 0
+        self._answers: dict[int, float] = {}
         self._unacknowledged: dict[str, Said] = {}
         self._numbers = itertools.count(1)
         self._socket: ClientConnection | None = None
@@ -167,12 +173,16 @@ class Guest:
         for room in self.rooms.values():
             room.joined = False
         self._joins.clear()
+        # What it has not answered, it will be asked again.
+        self._answers.clear()
         data: dict[str, Any] = {"token": users.create_token(self.name, {"name": self.name})}
         if self._resume is not None:
             data["resume"] = self._resume
         await socket.send(json.dumps({"type": "connect", "data": data}))
         async with asyncio.timeout(ANSWER):
-            self._take(json.loads(str(await socket.recv()).split("\n")[0]))
+            first = str(await socket.recv())
+        for line in first.split("\n"):
+            self._take(json.loads(line))
         self.connections += 1
         self._rejoin = dict.fromkeys(self.rooms, 0.0)
         self._heard = time.monotonic()
@@ -198,7 +208,7 @@ class Guest:
     # What it says
 
     async def _talk(self, socket: ClientConnection) -> None:
-        following = time.monotonic()
+        following = asking = time.monotonic()
         while not self._leaving:
             now = time.monotonic()
             for room, due in list(self._rejoin.items()):
@@ -212,6 +222,15 @@ class Guest:
                 following = max(following + 1 / self._pace, now - 1)
                 if not self.silent and self.present and len(self._unacknowledged) < self.window:
                     await self._send(socket, self.say(self._chance.choice(list(self.rooms))))
+            for id, due in list(self._answers.items()):
+                if due <= now:
+                    del self._answers[id]
+                    ack = {"type": "ack", "id": id, "data": self.asked[id]}
+                    await socket.send(json.dumps(ack))
+            if not self.silent and self.present and now >= asking:
+                asking = now + self._chance.uniform(0.5, 1.5) * ASKED
+                room, number = self._chance.choice(list(self.rooms)), next(self._numbers)
+                await socket.send(json.dumps({"type": "ask-me", "room": room, "data": number}))
             if self._unacknowledged and now - self._heard > ANSWER:
                 self.complaints.append("a connection that never answered")
                 break
@@ -258,6 +277,11 @@ class Guest:
             self._joined(self.rooms[message["roomId"]], message)
         elif kind == "error":
             self._refused(message)
+        elif kind == "question":
+            self.asked_again += message["id"] in self.asked
+            if self.asked.setdefault(message["id"], message["data"]) != message["data"]:
+                self.complaints.append(f"one id, two questions: {message}")
+            self._answers[message["id"]] = time.monotonic() + self._chance.uniform(0, 1)
         elif "offset" in message:
             self._event(self.rooms[message["room"]], message)
         elif kind not in {"user-joined", "user-left"}:

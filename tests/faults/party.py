@@ -27,7 +27,7 @@ import redis
 from anyio import to_thread
 
 from tests.clients.visitors import NodeVisitor
-from tests.faults.app import GRACE, LEASE
+from tests.faults.app import GRACE, LEASE, PATIENCE
 from tests.faults.guests import Guest, Said
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
@@ -208,6 +208,8 @@ class Party:
         self.guests: list[Guest] = []
         self.node: NodeGuest | None = None
         self.logs = ""
+        self.questions: Counter[str] = Counter()
+        """What became of the questions that the workers have asked since they were started."""
         self._masters = masters
         self._tasks: list[Counter[str]] = [Counter() for _ in self.workers]
         self._living: dict[Guest, asyncio.Task[None]] = {}
@@ -352,6 +354,7 @@ class Party:
             await self._judge_history(room, kept, here)
         for guest in self.guests:
             assert guest.complaints == [], f"{guest.name}: {guest.complaints}"
+        await self._judge_questions()
         await self.judge_presence(here, LEASE + GRACE + 4)
         await self._judge_what_is_left(here)
         self._judge_logs()
@@ -385,6 +388,16 @@ class Party:
         judge_shown(node.name, kept, shown, reset)
         unseen = set(node.said) - set(shown)
         assert reset or not unseen, f"the JavaScript client never saw {unseen}"
+
+    async def _judge_questions(self) -> None:
+        """Nobody waits for an answer any longer than it should, or gets another's."""
+        end = time.monotonic() + PATIENCE + 5
+        for number in range(len(self.workers)):
+            while (asked := (await self._get(number, "/state"))["questions"]).get("open"):
+                assert time.monotonic() < end, f"worker {number} waits for ever: {asked}"
+                await asyncio.sleep(0.2)
+            assert not asked.get("wrong"), f"answers to other questions: {asked}"
+            self.questions.update(asked)
 
     async def judge_presence(self, here: list[Guest], patience: float) -> None:
         """Fail unless every worker, and every guest, has all that are here present, and no others,
@@ -467,6 +480,9 @@ class Party:
         counts["duplicates dropped"] = sum(room.duplicates for room in rooms)
         counts["connections"] = sum(guest.connections for guest in self.guests)
         counts["sessions resumed"] = sum(guest.resumed for guest in self.guests)
+        counts["questions answered"] = self.questions["answered"]
+        counts["questions not answered"] = self.questions["late"] + self.questions["ended"]
+        counts["questions asked again"] = sum(guest.asked_again for guest in self.guests)
         counts["rooms recovered"] = sum(room.recoveries for room in rooms)
         counts["rooms reset"] = sum(len(room.resets) for room in rooms)
         counts["slowest answer (ms)"] = int(1000 * max(guest.slowest for guest in self.guests))

@@ -62,6 +62,9 @@ async def test_cut_sockets(
 
         ways = [cut] if seconds <= SHORT else [cut, cut, freeze]
         await party.harm(seconds, *ways, pause=0.1)
+    # Wherever its client went, each question has found it.
+    assert party.questions["answered"] > 0
+    assert not party.questions["late"] + party.questions["ended"], party.questions
     for guest in party.guests:
         for room in guest.rooms.values():
             assert not room.resets

@@ -525,6 +525,51 @@ test("a handler's failure stays inside unless it is a RealtimeError; listeners c
   client.close();
 });
 
+test("a question that is asked again on the next connection is handled once", async () => {
+  const w = world();
+  const client = await w.connected();
+  const room = await w.joined(client);
+  const answers = [];
+  const heard = collect(room, "q");
+  room.handle("q", () => new Promise((resolve) => answers.push(resolve)));
+  const [first, second] = [1, 2].map((id) => ({ type: "q", id, room: "r", data: id }));
+  await w.socket.receive(first, second);
+  answers[0]("one");
+  await settle();
+  assert.deepEqual(w.socket.fresh(), [{ type: "ack", id: 1, data: "one" }]);
+  await w.socket.drop();
+  await w.comeBack();
+  // The one is answered again, in case the answer was lost; the other when there is an answer.
+  await w.socket.receive(first, second);
+  const acks = () => w.socket.fresh().filter(({ type }) => type === "ack");
+  assert.deepEqual(acks(), [{ type: "ack", id: 1, data: "one" }]);
+  answers[1]("two");
+  await settle();
+  assert.deepEqual(acks(), [{ type: "ack", id: 2, data: "two" }]);
+  assert.deepEqual(heard, [1, 2]);
+  assert.equal(answers.length, 2);
+  // Another session's questions are others, whatever their numbers.
+  await w.socket.drop();
+  await w.comeBack({ resumed: false, sessionId: "s2" });
+  await w.socket.receive(first);
+  assert.equal(answers.length, 3);
+  client.close();
+});
+
+test("what is kept of answers is bounded", async () => {
+  const w = world();
+  const client = await w.connected();
+  let handled = 0;
+  client.handle("q", () => "x".repeat(900_000) + ++handled);
+  for (let id = 0; id < 6; id++) await w.socket.receive({ type: "q", id });
+  // The newest are known, the oldest no more.
+  await w.socket.receive({ type: "q", id: 5 });
+  assert.equal(handled, 6);
+  await w.socket.receive({ type: "q", id: 0 });
+  assert.equal(handled, 7);
+  client.close();
+});
+
 test("an answer that is ready only after the connection was lost is not sent on another", async () => {
   const w = world();
   const client = await w.connected();
