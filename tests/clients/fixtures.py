@@ -13,7 +13,7 @@ from tests.clients.network import Network, Networks
 from tests.clients.visitors import NodeVisitor, PageVisitor, Visit, Visitor
 from tests.support.browser import PageFactory
 from tests.support.proxy import Proxy
-from tests.support.server import LiveServer
+from tests.support.server import FAST, LiveServer
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ async def network(serve: Callable[..., LiveServer]) -> AsyncIterator[Networks]:
 
         async def start(**options: Any) -> Network:
             server = ClientsServer(**options)
-            live = serve(server.app)
+            live = serve(server.app, ws=FAST)
             return Network(server, live, await stack.enter_async_context(Proxy(live.port)))
 
         yield start
