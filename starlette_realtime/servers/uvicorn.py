@@ -335,7 +335,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._pinged = self._pong = None
+        self._pinged = None
         if self._attached is not None:
             self._attached.close()
 
@@ -506,7 +506,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._end()
 
     def _send_pong(self) -> None:
-        if self._pong is not None and self._writable and self._state is State.OPEN:
+        if self._pong is not None and self._writable and self._state is not State.OVER:
             pong, self._pong = self._pong, None
             self._write(pong, PONG)
 

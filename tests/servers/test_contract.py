@@ -428,8 +428,8 @@ async def test_what_comes_after_the_close_frame_is_not_delivered(serve: Serve) -
     writer.write(masked(0x89, b"ping") + masked(0x81, b"x" * 200_000) * 5)
     await writer.drain()
     writer.write(masked(0x88, b"\x0f\xa2"))
-    # No pong either: the connection ends.
-    assert await reader.read() == b""
+    # A ping is still answered: the client has not closed (RFC 6455, section 5.5.2).
+    assert await reader.read() == b"\x8a\x04ping"
     writer.close()
     assert [(await said.next())["code"] for _ in range(2)] == [4002, 1005]
 
