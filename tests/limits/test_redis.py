@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
@@ -60,23 +60,26 @@ async def test_connections_are_counted_again_after_lost_memory(
     workers = [Realtime(redis.url, auth=Names(), options=options) for _ in range(2)]
     server = serve(side_by_side(workers))
 
-    async def comes_in() -> bool:
-        hello = {"token": "ann"}
-        async with NativeClient.open(server.ws("/0/ws"), hello=hello, wait_connected=False) as late:
-            answer = await late.recv()
-        return bool(answer["type"] == "connected")
+    async def comes_in(stack: AsyncExitStack) -> bool:
+        """Whether one more is let in; it stays until the stack ends."""
+        url = server.ws("/0/ws")
+        opening = NativeClient.open(url, hello={"token": "ann"}, wait_connected=False)
+        late = await stack.enter_async_context(opening)
+        return bool((await late.recv())["type"] == "connected")
 
-    async def until(admitted: bool) -> None:
-        while await comes_in() is not admitted:
-            await anyio.sleep(0.02)
+    async def full() -> bool:
+        async with AsyncExitStack() as stack:
+            return not await comes_in(stack)
 
     async with client(server, path="/0/ws") as one, client(server, path="/1/ws"):
-        await until(False)
+        assert await full()
         redis.kill()
         redis.start()
-        await until(False)
+        while not await full():
+            await anyio.sleep(0.02)
         # Both are counted, and none twice.
         await one.close()
-        await until(True)
-        async with client(server, path="/1/ws"):
-            assert not await comes_in()
+        async with AsyncExitStack() as stack:
+            while not await comes_in(stack):
+                await anyio.sleep(0.02)
+            assert await full()
