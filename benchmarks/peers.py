@@ -236,6 +236,19 @@ PEERS: dict[str, Peer] = {
             PLAIN,
         ),
         Peer(
+            "prototype",
+            "a loop over `os.write`",
+            _program(str(PYTHON), str(SERVERS / "prototype.py")),
+            PLAIN,
+        ),
+        Peer(
+            "prototype-envelope",
+            "a loop over `os.write`, messages as long as ours",
+            _program(str(PYTHON), str(SERVERS / "prototype.py")),
+            PLAIN,
+            environment={"BENCH_ENVELOPE": "1"},
+        ),
+        Peer(
             "socketio",
             "Socket.IO on Node",
             _program("node", str(SERVERS / "socketio.mjs")),

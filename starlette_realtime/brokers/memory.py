@@ -24,6 +24,8 @@ MAX_IDS = 10_000
 is in the history lane are known besides."""
 
 _offset = attrgetter("offset")
+# Python 3.11 takes as long to find a member in its enum as to call a function.
+_NONE, _HISTORY = Lane.NONE, Lane.HISTORY
 
 
 class _Stream:
@@ -58,9 +60,9 @@ class _Stream:
             self.arrived[lane] = deque()
         kept.append(publication)
         self.arrived[lane].append(now)
-        if lane == Lane.HISTORY and publication.id:
+        if lane == _HISTORY and publication.id:
             self.by_id[publication.id] = publication.offset
-        limit = retention.size if lane == Lane.HISTORY else retention.presence
+        limit = retention.size if lane == _HISTORY else retention.presence
         while len(kept) > limit:
             self._drop(lane)
         self.expire(now)
@@ -75,8 +77,9 @@ class _Stream:
     def _drop(self, lane: int) -> None:
         self.arrived[lane].popleft()
         gone = self.lanes[lane].popleft()
-        self.trimmed = max(self.trimmed, gone.offset)
-        if lane == Lane.HISTORY:
+        if gone.offset > self.trimmed:
+            self.trimmed = gone.offset
+        if gone.id and lane == _HISTORY:
             self.by_id.pop(gone.id, None)
 
     def lapsed(self, now: float) -> bool:
@@ -115,11 +118,11 @@ class _Stream:
         offset = self.by_id.get(id)
         if offset is None:
             return None
-        return bisect_left(self.lanes[Lane.HISTORY], offset, key=_offset)
+        return bisect_left(self.lanes[_HISTORY], offset, key=_offset)
 
     def find(self, id: str) -> Publication | None:
         index = self.index(id)
-        return None if index is None else self.lanes[Lane.HISTORY][index]
+        return None if index is None else self.lanes[_HISTORY][index]
 
     def payload(self, id: str) -> bytes | None:
         found = self.find(id)
@@ -128,7 +131,7 @@ class _Stream:
     def amend(self, id: str, data: bytes) -> None:
         index = self.index(id)
         if index is not None:
-            kept = self.lanes[Lane.HISTORY]
+            kept = self.lanes[_HISTORY]
             kept[index] = msgspec.structs.replace(kept[index], data=data)
 
 
@@ -168,7 +171,7 @@ class MemoryBroker(HistoryBroker):
             raise BrokerUnavailable("the broker is not running")
         now = self._clock()
         # What is neither kept nor known again needs no stream.
-        lasting = draft.lane is not Lane.NONE or draft.id or draft.expects
+        lasting = draft.lane is not _NONE or draft.id or draft.expects
         stream = self._stream(channel) if lasting else self._streams.get(channel)
         offset, epoch = 0, ""
         if stream is not None:
@@ -181,7 +184,7 @@ class MemoryBroker(HistoryBroker):
                 stream.expire(now)
                 if stream.payload(draft.amends) != draft.expects:
                     return Published(stream.position, conflict=True)
-            if draft.lane is not Lane.NONE:
+            if draft.lane is not _NONE:
                 offset = stream.offset = stream.offset + 1
                 epoch = stream.epoch
             if draft.id:
@@ -205,7 +208,7 @@ class MemoryBroker(HistoryBroker):
                 stream.amend(draft.amends, draft.amended)
         if channel in self._subscribed:
             self._listener.received(channel, publication)
-        return Published(publication.position)
+        return Published(Position(epoch, offset))
 
     def _stream(self, channel: str) -> _Stream:
         stream = self._streams.get(channel)
@@ -262,7 +265,7 @@ class MemoryBroker(HistoryBroker):
     ) -> Page:
         stream = self._stream(channel)
         stream.expire(self._clock())
-        kept = stream.lanes.get(Lane.HISTORY) or deque()
+        kept = stream.lanes.get(_HISTORY) or deque()
         limit = max(0, limit)
         if after is not None:
             start = bisect_right(kept, after, key=_offset)

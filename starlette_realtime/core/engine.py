@@ -90,6 +90,7 @@ class _BroadcastReply(msgspec.Struct):
     position: Position
 
 
+_DOLLAR = ord("$")
 _reply = msgspec.json.Encoder().encode
 
 
@@ -174,7 +175,14 @@ class Engine:
     async def dispatch(self, session: Session, command: Command) -> None:
         """Handle one command of a client. Raises nothing but `CloseConnection` and cancellation."""
         try:
-            await self._check_rate(session, command)
+            now = session.connection.heard
+            bucket = session.bucket
+            if not session.connection.bucket.take(now) or (
+                bucket is not None and not bucket.take_now() and not await bucket.take(now)
+            ):
+                raise RateLimited
+            if self.options.room_rate and command.type != "join":
+                await self._check_room_rate(session, command, now)
             run = self._commands.get(command.type, self._event)
             if self.namespace.event_middleware:
                 await self._run_wrapped(session, command, run)
@@ -216,17 +224,6 @@ class Engine:
         if not handled:
             # Whoever keeps a command from its handler answers in its place.
             self._ack(session, command, result)
-
-    async def _check_rate(self, session: Session, command: Command) -> None:
-        connection = session.connection
-        now = connection.heard
-        if not connection.bucket.take(now):
-            raise RateLimited
-        bucket = session.bucket
-        if bucket is not None and not bucket.take_now() and not await bucket.take(now):
-            raise RateLimited
-        if self.options.room_rate and command.type != "join":
-            await self._check_room_rate(session, command, now)
 
     async def _check_room_rate(self, session: Session, command: Command, now: float) -> None:
         member = session.memberships.get(self._room_of(command) or "")
@@ -308,7 +305,7 @@ class Engine:
         if handler is not None and (self._room_of(command) if in_room else command.room) is None:
             call = Call({"session": session}, {}, bytes(command.data))
         elif in_room:
-            member = self._member(session, self._room_of(command))
+            member = self._member(session, command)
             handler = member.room_type.handlers.get(command.type)
             if handler is None:
                 raise UnknownEvent(f"Unknown event: {command.type}")
@@ -364,7 +361,8 @@ class Engine:
         if len(rooms) > limit:
             self.refuse(session, LimitExceeded(f"Limit exceeded: at most {limit} rooms"), None)
 
-    def _member(self, session: Session, room: str | None) -> Member:
+    def _member(self, session: Session, command: Command) -> Member:
+        room = command.room or self._room_of(command)
         if room is None:
             raise InvalidMessage("Invalid message format: room missing")
         member = session.memberships.get(room)
@@ -393,7 +391,7 @@ class Engine:
         self.hub.push(session, session.outbox.wire.pong(self.ns, now))
 
     async def _on_broadcast(self, session: Session, command: Command) -> None:
-        member = self._member(session, self._room_of(command))
+        member = self._member(session, command)
         if not member.room_type.options.broadcast:
             raise AccessDenied
         data = bytes(command.data)
@@ -401,7 +399,7 @@ class Engine:
             # The room was named inside: what is beside it is what is meant.
             whole = payload.load(data)
             data = payload.dump(whole.get("data", whole))
-        elif b"$" in data or b"\\u" in data:
+        elif _DOLLAR in data or data.find(b"\\u") >= 0:
             # It goes on as it stands: bytes that are none, or half a surrogate pair, would break
             # those who read it, and everyone who finds it in the history.
             payload.load(data)
@@ -452,20 +450,19 @@ class Engine:
         await self.rooms.join(session, room, since, command.id, reply)
 
     async def _on_leave(self, session: Session, command: Command) -> None:
-        room = self._room_of(command)
-        member = self._member(session, room)
+        member = self._member(session, command)
         await self.rooms.leave(session, member.room.name)
         self.hub.push(
             session, session.outbox.wire.left(self.ns, member.room.name, command.id, None)
         )
 
     async def _on_leave_room(self, session: Session, command: Command) -> None:
-        member = self._member(session, self._room_of(command))
+        member = self._member(session, command)
         await self.rooms.leave(session, member.room.name)
         self._ack(session, command, {"success": True, "room": member.room.name})
 
     async def _on_history(self, session: Session, command: Command) -> None:
-        member = self._member(session, self._room_of(command))
+        member = self._member(session, command)
         data = self._page_data(command)
         page = await self.page(member.room, before=data.before, after=data.after, limit=data.limit)
         self._ack(
@@ -482,7 +479,7 @@ class Engine:
         )
 
     async def _on_members(self, session: Session, command: Command) -> None:
-        member = self._member(session, self._room_of(command))
+        member = self._member(session, command)
         data = self._page_data(command)
         if member.room_type.options.presence == "none":
             raise AccessDenied
@@ -544,7 +541,7 @@ class Engine:
     async def publish(self, room: Room, draft: Draft) -> Published:
         """Publish into a room."""
         kept = self.retention(room.type)
-        if draft.lane is Lane.HISTORY and not kept.size:
+        if not kept.size and draft.lane is Lane.HISTORY:
             draft = msgspec.structs.replace(draft, lane=Lane.NONE)
         slow = room.type.options.slow
         if slow != "disconnect" or draft.key:
@@ -555,7 +552,7 @@ class Engine:
                 key=f"{room.name}\0{key}" if key else "",
                 volatile=draft.volatile or (slow == "drop" and draft.lane is Lane.NONE),
             )
-        return await self.runtime.broker.publish(self.room_channel(room.name), draft, kept)
+        return await self.runtime.broker.publish(room.channel, draft, kept)
 
     async def page(self, room: Room, *, before: int | None, after: int | None, limit: int) -> Page:
         """Return a page of a room's history; empty where nothing is kept."""
@@ -563,7 +560,7 @@ class Engine:
             return Page([], _EPHEMERAL)
         limit = max(1, min(limit, self.options.page_limit))
         page = await self.runtime.history.page(
-            self.room_channel(room.name), before=before, after=after, limit=limit
+            room.channel, before=before, after=after, limit=limit
         )
         fits = self.options.recent_bytes
         if after is None:
@@ -577,7 +574,7 @@ class Engine:
         """Return what a room's history has under `id`; None where nothing is kept."""
         if self.runtime.history is None:
             return None
-        return await self.runtime.history.find(self.room_channel(room.name), id)
+        return await self.runtime.history.find(room.channel, id)
 
     def ephemeral(self, event: str, data: bytes) -> Publication:
         """Return a publication that is kept nowhere."""

@@ -183,7 +183,7 @@ class Gatherer:
         number = secrets.randbits(48)
         question = _Question(number, self._channel, event, msgspec.Raw(data), timeout, exclude)
         gathering = self._open[number] = _Gathering()
-        here = self.engine.hub.channels.get(self.engine.room_channel(room.name))
+        here = self.engine.hub.channels.get(room.channel)
         asking = self._ask(here, question)
         gathering.asked = asking.asked
         try:
@@ -202,9 +202,7 @@ class Gatherer:
         reply = self.engine.hub.channel(self._channel, self.engine.ns, None)
         await self.engine.runtime.subscribe(reply)
         draft = Draft(event="$ask", data=msgspec.json.encode(question), lane=Lane.NONE)
-        await self.engine.runtime.broker.publish(
-            self.engine.room_channel(room.name), draft, _NOTHING_KEPT
-        )
+        await self.engine.runtime.broker.publish(room.channel, draft, _NOTHING_KEPT)
         expected = (await room.counts()).sessions - asking.left_out
         settled = anyio.current_time() + SETTLE
         for session, put in list(asking.open.items()):

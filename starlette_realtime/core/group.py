@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from itertools import repeat
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 from .outbox import Chunk, Outbox
@@ -64,20 +63,19 @@ class Group(dict[Outbox, Receiver]):
         if self._fast is not None and self._is_fast(outbox):
             del self._fast[outbox.descriptor]
 
-    def write(self, chunk: Chunk, done: set[Outbox]) -> Sequence[Outbox]:
-        """Write `chunk` to every member that is ready, but not to those in `done`; return the
-        others, which are neither."""
+    def write(self, chunk: Chunk, done: Set[Outbox]) -> Sequence[Outbox]:
+        """Write `chunk` to every member that is ready, but not to those in `done`, which are
+        members as well; return the others, which are neither."""
         fast = self._fast
         if fast is None:
             others = [outbox for outbox in self if outbox not in done]
         else:
-            mine = [outbox for outbox in done if outbox in self]
-            ready = [outbox for outbox in mine if self._is_fast(outbox)]
+            ready = [outbox for outbox in done if self._is_fast(outbox)] if done else ()
             for outbox in ready:
                 del fast[outbox.descriptor]
             others = (
                 [outbox for outbox in self if outbox not in done and not self._is_fast(outbox)]
-                if len(fast) + len(mine) < len(self)
+                if len(fast) + len(done) < len(self)
                 else []
             )
             _write_fast(fast, chunk)
@@ -96,22 +94,18 @@ class Group(dict[Outbox, Receiver]):
 
 
 def _write_fast(fast: dict[int, Outbox], chunk: Chunk) -> None:
-    size = len(chunk)
-    waiting = list(fast)
-    while waiting:
-        written: list[int] = []
+    # A plain loop: `map` with what it needs to keep the results takes 3 % longer for each write.
+    write, size = os.write, len(chunk)
+    short = []
+    for descriptor in list(fast):
         try:
-            # Stops at the first socket that is full or broken; what was written until then stands
-            # in the list.
-            written.extend(map(os.write, waiting, repeat(chunk)))  # type: ignore[arg-type]
+            sent = write(descriptor, chunk)  # type: ignore[arg-type]
         except OSError:
-            written.append(0)
-        if sum(written) != size * len(written):
-            for descriptor, sent in zip(waiting, written, strict=False):
-                outbox = fast.get(descriptor)
-                if sent == size or outbox is None or outbox.direct is None:
-                    continue
-                # The transport keeps what the socket did not take, and tells when it has gone.
-                if not outbox.direct(chunk[sent:]):
-                    outbox.stall()
-        waiting = waiting[len(written) :]
+            sent = 0
+        if sent != size:
+            short.append((descriptor, sent))
+    for descriptor, sent in short:
+        outbox = fast.get(descriptor)
+        # The transport keeps what the socket did not take, and tells when it has gone.
+        if outbox is not None and outbox.direct is not None and not outbox.direct(chunk[sent:]):
+            outbox.stall()

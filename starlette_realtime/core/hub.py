@@ -232,8 +232,12 @@ class Hub:
     def received(self, channel: str, publication: Publication) -> None:
         """Take an announcement from the broker."""
         found = self.channels.get(channel)
-        if found is not None and not self._hold(found, publication):
-            self._received(found, publication)
+        if found is None or (
+            (publication.event in _MOVES or found.held is not None)
+            and self._hold(found, publication)
+        ):
+            return
+        self._received(found, publication)
 
     def _hold(self, channel: Channel, publication: Publication) -> bool:
         """Whether `publication` is gathered with others, to be told a moment later: the first
@@ -367,7 +371,8 @@ class Hub:
         if channel.ahead is not None:
             self._skip_those_ahead(channel, channel.ahead, publication.offset)
         self._log.append((channel, publication))
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
 
     def _skip_those_ahead(self, channel: Channel, ahead: dict[Receiver, int], offset: int) -> None:
         for receiver, reached in list(ahead.items()):
@@ -383,7 +388,8 @@ class Hub:
         own = self._own_of(receiver.outbox)
         for message in messages:
             own.messages.append((len(self._log), message))
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
 
     def _own_of(self, outbox: Outbox) -> _Own:
         own = self._own.get(outbox)
@@ -392,9 +398,8 @@ class Hub:
         return own
 
     def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._soon(self.flush)
+        self._scheduled = True
+        self._soon(self.flush)
 
     def flush(self) -> None:
         """Write what this turn has gathered. Called when it ends, or earlier."""
@@ -419,27 +424,21 @@ class Hub:
 
     def _flush_one(self, channel: Channel, own: dict[Outbox, _Own]) -> None:
         run, channel.pending = channel.pending or [], None
-        done: set[Outbox] = set()
         for wire, group in channel.groups.items():
             messages = self._encode(channel, wire, run)
             chunks = wire.frames(messages)
             self.delivered += len(run) * len(group)
-            if own:
-                for outbox in [outbox for outbox in own if outbox in group]:
-                    self._write_own(outbox, own.pop(outbox), messages, run)
-                    done.add(outbox)
+            done = own.keys() & group.keys()
+            for outbox in done:
+                self._write_own(outbox, own.pop(outbox), messages, run)
             if len(chunks) == 1:
                 rest = group.write(chunks[0], done)
                 self.writes += len(group) - len(rest) - len(done)
             else:
                 rest = [outbox for outbox in group if outbox not in done]
-            alone = chunks[0] if len(chunks) == 1 else None
             for outbox in rest:
                 if outbox.congested:
                     self._write_slowly(outbox, messages, run)
-                elif alone is not None:
-                    self.writes += 1
-                    outbox.push(alone)
                 else:
                     self._write(outbox, chunks)
         # Those that are left are not members.

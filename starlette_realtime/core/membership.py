@@ -110,8 +110,7 @@ class Membership:
         if 0 < self.options.max_rooms <= len(session.memberships):
             raise LimitExceeded(f"Limit exceeded: at most {self.options.max_rooms} rooms")
         room = Room(self.engine, name, room_type, params)
-        channel_name = self.engine.room_channel(name)
-        channel = self.hub.channels.get(channel_name) or Channel(channel_name, self.ns, name)
+        channel = self.hub.channels.get(room.channel) or Channel(room.channel, self.ns, name)
         member = Member(session, room, room_type, channel, params)
         await self._authorize(member)
         return member

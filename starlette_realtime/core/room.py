@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +27,15 @@ class Room:
         params: the path parameters of its pattern, converted.
     """
 
-    __slots__ = ("_engine", "name", "params", "type")
+    __slots__ = ("_engine", "channel", "name", "params", "type")
 
     def __init__(
         self, engine: Engine, name: str, room_type: RoomType, params: Mapping[str, Any]
     ) -> None:
         self._engine = engine
         self.name = name
+        # One string for all who are in the room.
+        self.channel = sys.intern(engine.room_channel(name))
         self.type = room_type
         self.params = params
 
@@ -157,13 +160,11 @@ class Room:
 
     async def members(self, *, cursor: str = "", limit: int = 100) -> MemberPage:
         """Return who is here, over all processes."""
-        return await self._engine.presence.members(
-            self._engine.room_channel(self.name), cursor=cursor, limit=limit
-        )
+        return await self._engine.presence.members(self.channel, cursor=cursor, limit=limit)
 
     async def counts(self) -> Counts:
         """Return how many users and sessions are here, over all processes."""
-        return await self._engine.presence.counts(self._engine.room_channel(self.name))
+        return await self._engine.presence.counts(self.channel)
 
     def __repr__(self) -> str:
         return f"<Room {self.name!r}>"

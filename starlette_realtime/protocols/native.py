@@ -25,6 +25,8 @@ MAX_ID: Final = 255
 """Characters of an `id` that is a string; one that is a number has at most 64 bits."""
 MAX_MESSAGE_ID: Final = 64
 
+# A number is found faster than `b"\n"`, which is first tried, and fails, to be taken for one.
+_NEWLINE = ord("\n")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _command = msgspec.json.Decoder(Command)
@@ -54,7 +56,7 @@ def decode(frame: str | bytes, *, several: bool = False) -> list[Command | Refus
             raw.decode()
     except UnicodeError:
         return [Refused(InvalidMessage())]
-    if not several:
+    if not several or _NEWLINE not in raw:
         return [_decode_one(raw)]
     raw = raw.strip(b" \t\r\n")
     if raw.count(b"\n") >= MAX_OBJECTS:
@@ -76,12 +78,14 @@ def _decode_one(raw: bytes) -> Command | Refused:
         return Refused(InvalidMessage("Invalid message format: nested too deeply"), id)
     if out_of_range(raw):
         return Refused(InvalidMessage("Invalid message format: number out of range"), id)
-    for name in (command.type, command.room, command.ns):
-        if name is not None and not is_name(name):
-            return Refused(InvalidMessage("Invalid message format: bad name"), id)
+    room, ns = command.room, command.ns
+    if not (
+        is_name(command.type) and (room is None or is_name(room)) and (ns == "/" or is_name(ns))
+    ):
+        return Refused(InvalidMessage("Invalid message format: bad name"), id)
     if len(command.message_id) > MAX_MESSAGE_ID:
         return Refused(InvalidMessage("Invalid message format: messageId too long"), id)
-    if b"\n" in raw:
+    if _NEWLINE in raw:
         # Newlines separate the objects of a frame: in a payload that is spliced into one, what
         # follows a newline would be read as a message of the server's own.
         data = msgspec.Raw(msgspec.json.format(command.data, indent=-1))
@@ -91,13 +95,8 @@ def _decode_one(raw: bytes) -> Command | Refused:
 
 def is_name(name: str) -> bool:
     """Whether rooms, events and namespaces may be called `name`."""
-    # A long one is not looked for in the cache, which would keep it.
-    return len(name) <= MAX_NAME and _is_name(name)
-
-
-@lru_cache(maxsize=4096)
-def _is_name(name: str) -> bool:
-    return bool(name) and not _CONTROL.search(name)
+    # What is printable throughout, and that is nearly every name, has no control characters.
+    return 0 < len(name) <= MAX_NAME and (name.isprintable() or not _CONTROL.search(name))
 
 
 def _echoes(id: int | str) -> bool:

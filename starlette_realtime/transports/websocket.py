@@ -423,10 +423,11 @@ class WebSocketConnection(Connection):
         frame = message.get("text")
         if frame is None:
             frame = message.get("bytes") or b""
-        limit = self._door.runtime.options.max_payload
-        if len(frame) > limit or (
-            isinstance(frame, str) and len(frame) * 4 > limit and len(frame.encode()) > limit
-        ):
+        limit, size = self._door.runtime.options.max_payload, len(frame)
+        # A character of a text is at most four bytes.
+        if size <= limit < size * 4 and isinstance(frame, str):
+            size = len(frame.encode())
+        if size > limit:
             self.close(CloseCode.TOO_BIG, "message too large")
             return []
         return native.decode(frame, several=self._several)

@@ -9,7 +9,6 @@ import msgspec
 
 from ..core.outbox import Chunk, Hello, Joined
 from ..errors import ClientError
-from ..events import Publication
 from ..protocols import native
 from ..protocols.websocket import COMPRESS_FROM, compressed_frame, frame
 
@@ -21,7 +20,7 @@ PING: Final = '{"type":"ping"}'
 
 def _parts(messages: Sequence[bytes]) -> list[bytes]:
     """Put messages together, newline-separated, into as few parts as their size allows."""
-    if len(messages) == 1 or sum(map(len, messages)) < MAX_FRAME:
+    if sum(map(len, messages)) < MAX_FRAME:
         return [b"\n".join(messages)]
     parts: list[bytes] = []
     part: list[bytes] = []
@@ -45,8 +44,8 @@ class NativeWire:
     def __init__(self, *, several: bool) -> None:
         self.several = several
 
-    def event(self, ns: str, room: str | None, publication: Publication) -> bytes:
-        return native.encode_event(ns, room, publication)
+    # Not through a method of its own: it is called for each publication.
+    event = staticmethod(native.encode_event)
 
     def request(self, ns: str, room: str | None, event: str, data: bytes, id: int) -> bytes:
         return native.encode(

@@ -140,6 +140,19 @@ class Move(msgspec.Struct):
     blob: bytes = b""
 
 
+class Box(msgspec.Struct, omit_defaults=True):
+    inside: Any
+    name: str = ""
+
+
+class Odd(msgspec.Struct, rename={"blob": "$bytes"}):
+    blob: str
+
+
+class Tagged(msgspec.Struct, tag_field="$bytes"):
+    pass
+
+
 @dataclasses.dataclass
 class Point:
     x: int
@@ -167,6 +180,13 @@ NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
         (Move(1, 2), Move),
         (Move(1, 2, b"\x00\xff"), Move),
         ([Move(1), Move(2, blob=b"\xff")], list[Move]),
+        (Box("x"), Box),
+        ([Box(1, "n"), Box([None, 2.5])], list[Box]),
+        (Box(b"\xff"), Box),
+        (Box({"$bytes": "AAEC"}), Box),
+        (Box([{"$escaped": {}}]), Box),
+        (Odd("AAEC"), Odd),
+        (Tagged(), Tagged),
         (Point(1, NOON), Point),
         ({"p": Point(1, NOON), "b": b"x"}, dict[str, Point | bytes]),
         ({"text": "hé", "blob": b"\xff"}, Said),
