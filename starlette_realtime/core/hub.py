@@ -148,6 +148,7 @@ class Hub:
         # Counted for tests, metrics and the performance guard.
         self.encoded = 0
         self.writes = 0
+        self.flushes = 0
         self.delivered = 0
         self._soon = soon
         self._heal = heal
@@ -406,6 +407,7 @@ class Hub:
         self._scheduled = False
         if not self._dirty and not self._own:
             return
+        self.flushes += 1
         log, self._log = self._log, []
         own, self._own = self._own, {}
         dirty, self._dirty = self._dirty, []

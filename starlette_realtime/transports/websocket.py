@@ -92,7 +92,6 @@ class WebSocketConnection(Connection):
         "_busy",
         "_closing",
         "_door",
-        "_frames",
         "_gone",
         "_listening",
         "_pump",
@@ -128,7 +127,6 @@ class WebSocketConnection(Connection):
         # Ends the reading of a handler that waits for this client's answer.
         self._listening: anyio.CancelScope | None = None
         self._pump: _Pump | None = None
-        self._frames = 0
         self._writer = writer
         options = door.runtime.options
         if self._writer is not None:
@@ -390,13 +388,18 @@ class WebSocketConnection(Connection):
         receive = self._receive
         message: Message | None
         command: Command | native.Refused | None
+        hub = self._door.runtime.hub
+        frames, flushes = 0, hub.flushes
         while self._gone is None:
             if self._backlog and self._closing is None:
                 await self._handle(self._backlog.popleft())
                 continue
-            self._frames += 1
-            if not self._frames % TURN:
-                await checkpoint()
+            frames += 1
+            if frames > TURN:
+                if hub.flushes == flushes:
+                    await checkpoint()
+                # Else others have had theirs: a pause now would divide what arrived together.
+                frames, flushes = 1, hub.flushes
             # A client that is silent from here on leaves nothing of its last message here.
             message = command = None
             message = await receive()

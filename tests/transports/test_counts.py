@@ -13,6 +13,7 @@ from starlette.types import Message, Receive
 
 from starlette_realtime import Options, Realtime
 from starlette_realtime.core.outbox import Chunk, Outbox
+from starlette_realtime.transports.websocket import WebSocketDoor
 from tests.support.wsclient import SUBPROTOCOL
 from tests.transports.helpers import TOKENS, token
 
@@ -29,6 +30,7 @@ class Server:
         self.arrived: asyncio.Queue[Message] = asyncio.Queue()
         self.arrived.put_nowait({"type": "websocket.connect"})
         self.written = b""
+        self.writes = 0
         self.joined = asyncio.Event()
 
     async def receive(self) -> Message:
@@ -43,6 +45,7 @@ class Server:
     def write(self, data: Chunk) -> bool:
         assert isinstance(data, bytes)
         self.written += data
+        self.writes += 1
         if b'"joined"' in data:
             self.joined.set()
         return True
@@ -58,6 +61,19 @@ class Server:
 
     def let_go(self, seconds: float) -> None:
         pass
+
+
+async def serve(door: WebSocketDoor, server: Server) -> None:
+    scope = {
+        "type": "websocket",
+        "path": "/ws",
+        "headers": [(b"host", b"example.com"), (b"origin", b"http://example.com")],
+        "client": ("192.0.2.1", 1234),
+        "subprotocols": [SUBPROTOCOL],
+    }
+    connection = await door.accept(scope, server.receive, server.send, server)
+    assert connection is not None
+    await connection.run()
 
 
 @contextmanager
@@ -79,19 +95,6 @@ async def test_connecting_and_joining_takes_few_calls() -> None:
     realtime = Realtime("memory://", auth=TOKENS, options=Options(max_connections_per_user=0))
     realtime.room("{name}", presence="counts")
     clients = 20
-    scope = {
-        "type": "websocket",
-        "path": "/ws",
-        "headers": [(b"host", b"example.com"), (b"origin", b"http://example.com")],
-        "client": ("192.0.2.1", 1234),
-        "subprotocols": [SUBPROTOCOL],
-    }
-
-    async def enter(server: Server) -> None:
-        connection = await door.accept(scope, server.receive, server.send, server)
-        assert connection is not None
-        await connection.run()
-
     async with realtime.run():
         assert realtime._running is not None
         door = realtime._running.websocket
@@ -102,11 +105,11 @@ async def test_connecting_and_joining_takes_few_calls() -> None:
             server.say('{"type":"join","room":"r"}')
         async with asyncio.TaskGroup() as tasks:
             # The first one finds everything unused.
-            tasks.create_task(enter(servers[0]))
+            tasks.create_task(serve(door, servers[0]))
             await servers[0].joined.wait()
             with counting() as entering:
                 for server in servers[1:]:
-                    tasks.create_task(enter(server))
+                    tasks.create_task(serve(door, server))
                 for server in servers:
                     await server.joined.wait()
             with counting() as leaving:
@@ -119,3 +122,28 @@ async def test_connecting_and_joining_takes_few_calls() -> None:
     # The event loop's own are among them, and what this file is called for.
     assert entering[0] / clients < 340
     assert leaving[0] / clients < 120
+
+
+async def test_what_arrives_together_is_written_together() -> None:
+    realtime = Realtime("memory://", auth=TOKENS, options=Options(message_rate=0))
+    realtime.room("{name}", broadcast=True)
+    bursts, size = 20, 16
+    async with realtime.run():
+        assert realtime._running is not None
+        door = realtime._running.websocket
+        ann, bob = Server(), Server()
+        async with asyncio.TaskGroup() as tasks:
+            for name, server in (("ann", ann), ("bob", bob)):
+                server.say(f'{{"type":"connect","data":{{"token":"{token(name)}"}}}}')
+                server.say('{"type":"join","room":"r"}')
+                tasks.create_task(serve(door, server))
+                await server.joined.wait()
+            before = bob.writes
+            for burst in range(1, bursts + 1):
+                for _ in range(size):
+                    ann.say('{"type":"broadcast","room":"r","data":"x"}')
+                while bob.written.count(b'"data":"x"') < burst * size:
+                    await asyncio.sleep(0)
+            for server in (ann, bob):
+                server.arrived.put_nowait({"type": "websocket.disconnect", "code": 1000})
+    assert bob.writes - before == bursts
