@@ -136,6 +136,8 @@ class Lobby:
             with anyio.CancelScope(shield=True):
                 await self._abandon(session, resumed is not None)
             raise
+        if resumed is not None:
+            self._end_kept(session.id)
         self.hub.sessions[session.id] = session
         connection.sessions[self.ns] = session
         self._set_bucket(session)
@@ -194,10 +196,15 @@ class Lobby:
             return
         key = f"user{self.ns}:{user.id}"
         here = self.hub.sessions.get(known[0]) if known is not None else None
+        before: Connection | None = None
         if known is not None and isinstance(here, Session) and 0 <= here.generation - known[1] <= 1:
-            # The connection that is about to be replaced does not stand in its successor's way.
-            await self.runtime.let_go(here.connection, key)
+            before = here.connection
+            # The connection that is about to be replaced does not stand in its successor's way,
+            # and gives its place to nobody else.
+            limit += (key, before.id) in before.holds
         await self.runtime.hold(connection, key, limit, "Limit exceeded: too many connections")
+        if before is not None:
+            await self.runtime.let_go(before, key)
 
     def _set_bucket(self, session: Session) -> None:
         if session.bucket is None and session.user_id is not None and self.options.user_rate:
@@ -378,9 +385,10 @@ class Lobby:
             # The record first: a process that stood still learns that its time is over before
             # it takes from the rooms who has long been there again by way of another one.
             end = self._let_record_end if keep else self._forget_record
-            replaced = session.moved or not await end(session)
-            if replaced and not session.moved:
-                session.elsewhere = session.generation + 1
+            if not session.moved and not await end(session):
+                session.elsewhere = max(session.elsewhere, session.generation + 1)
+            # Perhaps it has been announced meanwhile.
+            replaced = session.moved
             await self._detach(session, replaced=replaced, linger=keep)
             if (keep and not replaced) or (replaced and session.requests):
                 self._keep(session)
@@ -440,6 +448,7 @@ class Lobby:
                 await rooms.depart(member)
 
     def _keep(self, session: Session) -> None:
+        self._end_kept(session.id)
         timer = self.runtime.timers.call_later(
             self.options.resume_window, self._window_is_over, session
         )
@@ -448,6 +457,13 @@ class Lobby:
             oldest, timer = self._detached.pop(next(iter(self._detached)))
             timer.cancel()
             self._end(oldest)
+
+    def _end_kept(self, id: str) -> None:
+        """End what was kept of a session while it came back as another object (see `heir`)."""
+        kept, timer = self._detached.pop(id, (None, None))
+        if kept is not None and timer is not None:
+            timer.cancel()
+            self._end(kept)
 
     def _window_is_over(self, session: Session) -> None:
         del self._detached[session.id]

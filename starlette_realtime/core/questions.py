@@ -12,6 +12,7 @@ come twice, but under the same number; its first answer counts.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ from .timers import Timer
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+logger = logging.getLogger("starlette_realtime")
 
 MAX_FOREIGN = 100
 """Questions of other processes that one client has at a time; their payloads have at most
@@ -173,7 +176,7 @@ class Questions:
                 data = msgspec.Raw(asked.data)
                 question = _Question(number, self._process, asked.event, data, seconds, asked.room)
                 await self._tell(session.id, "$question", question)
-        except (BrokerUnavailable, TooLarge):
+        except BrokerUnavailable:
             # They are sent again.
             return
         finally:
@@ -243,6 +246,10 @@ class Questions:
 
     async def _tell(self, session_id: str, event: str, what: object) -> None:
         draft = Draft(event=event, data=msgspec.json.encode(what), lane=Lane.NONE)
-        await self.runtime.broker.publish(
-            self.engine.session_channel(session_id), draft, _NOTHING_KEPT
-        )
+        try:
+            await self.runtime.broker.publish(
+                self.engine.session_channel(session_id), draft, _NOTHING_KEPT
+            )
+        except TooLarge:
+            # As good as lost: whoever asked finds no answer, others are not held up.
+            logger.warning("%r is larger than the backend takes: it is not sent", event)

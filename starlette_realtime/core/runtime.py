@@ -467,11 +467,16 @@ class Runtime:
         if not self.connections:
             self._empty.set()
 
+    def stop(self) -> None:
+        """Begin to stop: no client comes back here, so nobody waits for one any longer."""
+        if not self.stopping:
+            self.stopping = True
+            for engine in self.engines.values():
+                engine.lobby.stop()
+
     async def drain(self) -> None:
         """Close every connection with 1012 and wait until they are gone, within bounds."""
-        self.stopping = True
-        for engine in self.engines.values():
-            engine.lobby.stop()
+        self.stop()
         self.hub.flush()
         for connection in list(self.connections):
             connection.close(CloseCode.RESTART, "server restart")

@@ -182,6 +182,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     __slots__ = (
         "_app_state",
         "_arrivals",
+        "_at_work",
         "_attached",
         "_config",
         "_denial",
@@ -199,6 +200,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         "_server",
         "_skim",
         "_state",
+        "_stop",
         "_timer",
         "_transport",
         "_writable",
@@ -223,6 +225,9 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._server = server_state
         self._state = State.NEW
         self._lost = False
+        # Whether the application's task has not ended, and what it is to be told of uvicorn's stop.
+        self._at_work = False
+        self._stop: Callable[[], object] | None = None
         # Until the handshake is over: the request, the scope that is made of it, and what the
         # client sends too early.
         self._request: Request | None = None
@@ -256,7 +261,8 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._leave(State.OVER)
         self._lost = True
         self._read_paused = False
-        self._server.connections.discard(self)
+        if not self._at_work:
+            self._server.connections.discard(self)
         self._arrivals.put({"type": "websocket.disconnect", "code": code})
         # asyncio resumes nobody whose transport is lost.
         self._release()
@@ -356,7 +362,9 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
                 self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
     def shutdown(self) -> None:
-        """uvicorn stops."""
+        """uvicorn stops. Called as long as the connection lasts, or the application's task."""
+        if self._stop is not None:
+            self._stop()
         if self._state is State.OPEN:
             self._fail(SERVICE_RESTART, "")
             return
@@ -403,8 +411,15 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         }
         self._arrivals.put({"type": "websocket.connect"})
         task = self._loop.create_task(self._run(self._scope))
-        task.add_done_callback(self._server.tasks.discard)
+        task.add_done_callback(self._done)
         self._server.tasks.add(task)
+        self._at_work = True
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._at_work = False
+        self._server.tasks.discard(task)
+        if self._lost:
+            self._server.connections.discard(self)
 
     async def _run(self, scope: Scope) -> None:
         try:
@@ -652,10 +667,12 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         sock = self._transport.get_extra_info("socket")
         return -1 if sock is None else int(sock.fileno())
 
-    def attach(self, outbox: Attached) -> None:
-        """Tell `outbox` when the socket takes no more, takes more again, or is about to close."""
+    def attach(self, outbox: Attached, stop: Callable[[], object]) -> None:
+        """Tell `outbox` when the socket takes no more, takes more again, or is about to close; call
+        `stop` when uvicorn stops."""
         self.stop_pinging()
         self._attached = outbox
+        self._stop = stop
         # The application comes here when it pleases: what was told meanwhile, nobody has heard.
         if self._state in (State.CLOSING, State.OVER):
             outbox.close()
@@ -767,7 +784,8 @@ class SansIOWriter:
         if self._attached is not None:
             self._attached.resume()
 
-    def attach(self, outbox: Attached) -> None:
+    def attach(self, outbox: Attached, stop: Callable[[], object]) -> None:
+        """As `RealtimeProtocol.attach`. That uvicorn stops, it does not tell."""
         self._attached = outbox
 
     def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:

@@ -69,9 +69,10 @@ class Writer(Protocol):
     def write(self, data: Chunk) -> bool:
         """Write bytes of the socket's protocol; return whether it takes more at once."""
 
-    def attach(self, outbox: Outbox) -> None:
+    def attach(self, outbox: Outbox, stop: Callable[[], object]) -> None:
         """Tell `outbox` when the socket takes no more (`stall`), takes more again (`resume`), or is
-        about to close (`close`)."""
+        about to close (`close`). Call `stop` when the server stops, if the server says so: also
+        where the connection has ended by then and its task has not."""
 
     def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:
         """Offer each message to `take` as it arrives, where `receive` is the server's own; what
@@ -138,7 +139,7 @@ class WebSocketConnection(Connection):
                 write=self._writer.write,
                 descriptor=self._writer.descriptor,
             )
-            self._writer.attach(outbox)
+            self._writer.attach(outbox, door.stop)
             self._writer.skim(receive, self._take_pong)
         else:
             self._scope = anyio.CancelScope()
@@ -590,6 +591,8 @@ class WebSocketDoor:
         self.engines = engines
         self.origins = origins
         self.rounds = Rounds(soon(), runtime.timers.call_later)
+        # One for all connections.
+        self.stop = runtime.stop
 
     async def accept(
         self, scope: Scope, receive: Receive, send: Send, writer: Writer | None

@@ -23,7 +23,7 @@ from starlette_realtime.core.namespace import Namespace
 from starlette_realtime.core.options import Options
 from starlette_realtime.core.runtime import Runtime, running
 from starlette_realtime.core.session import Session
-from starlette_realtime.errors import AckTimeout, BrokerUnavailable, Disconnected
+from starlette_realtime.errors import AckTimeout, BrokerUnavailable, Disconnected, TooLarge
 from starlette_realtime.events import (
     Command,
     Draft,
@@ -48,6 +48,9 @@ class Post:
         self.lose: Callable[[Publication], bool] = lambda publication: False
         self.carried: list[str] = []
         self.broken = False
+        self.largest = math.inf
+        # Let subscriptions take their time.
+        self.slow: anyio.Event | None = None
 
 
 class Office(Broker):
@@ -68,6 +71,8 @@ class Office(Broker):
         await checkpoint()
         if self.post.broken:
             raise BrokerUnavailable("broken")
+        if len(draft.data) > self.post.largest:
+            raise TooLarge
         publication = Publication(draft.event, draft.data, exclude=draft.exclude)
         self.post.carried.append(draft.event)
         for office in self.post.offices:
@@ -78,6 +83,8 @@ class Office(Broker):
 
     async def subscribe(self, channels: Iterable[str]) -> None:
         await checkpoint()
+        if self.post.slow is not None:
+            await self.post.slow.wait()
         self.channels.update(channels)
 
     async def unsubscribe(self, channels: Iterable[str]) -> None:
@@ -458,6 +465,87 @@ async def test_what_others_ask_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         assert sorted([await one.outcome() for one in several]) == [0, 1, 2]
         assert await large.outcome() is AckTimeout
         assert {question["type"] for question in second.asked} == {"sure?"}
+
+
+async def test_what_the_backend_does_not_take_stands_in_nobodys_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with town() as place:
+        place.post.largest = 1000
+        first = await place.visit("A")
+        await first.end()
+        large = Asking()
+        place.tasks.start_soon(
+            large.run, lambda: first.session.request("large?", "x" * 1000, timeout=0.5)
+        )
+        await until(lambda: first.session.requests)
+        asking = place.ask(first.session)
+        second = await place.visit("B", first.resume)
+        (question,) = await second.hear()
+        assert question["type"] == "sure?"
+        # Nor does it take every answer; the client may think of another one.
+        second.answer(question, "x" * 1000)
+        (_, again) = await second.hear(2)
+        second.answer(again, "yes")
+        assert await asking.outcome() == "yes"
+        assert await large.outcome() is AckTimeout
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_who_asks_while_the_session_comes_back_as_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with town(resume_window=0.2) as place:
+        first = await place.visit("A")
+        second = await place.visit("B", first.resume)
+        await first.end(4409)
+        await second.end()
+        place.post.slow = anyio.Event()
+        opened: list[Visit] = []
+
+        async def come_back() -> None:
+            opened.append(await place.visit("A", second.resume))
+
+        place.tasks.start_soon(come_back)
+        await until(lambda: place.runtimes["A"].hub.channels)
+        asking = place.ask(first.session)
+        await anyio.wait_all_tasks_blocked()
+        place.post.slow.set()
+        await until(lambda: opened)
+        assert await asking.outcome() is Disconnected
+        asking = place.ask(first.session)
+        opened[0].answer((await opened[0].hear())[0], "here")
+        assert await asking.outcome() == "here"
+        await opened[0].end()
+        lobby = place.engine("A").lobby
+        await until(lambda: not lobby._detached)
+        await place.nothing_left()
+    assert not caplog.records
+
+
+async def test_one_that_goes_on_elsewhere_while_it_is_let_go_of_stays_in_its_rooms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with town() as place:
+        first = await place.visit("A")
+        await place.engine("A").rooms.join(first.session, "r")
+        sessions, renewed, go_on = place.runtimes["A"].sessions, anyio.Event(), anyio.Event()
+        renew = sessions.renew
+
+        async def answered_late(known: list[tuple[str, int]], ttl: float) -> list[tuple[str, int]]:
+            others = await renew(known, ttl)
+            renewed.set()
+            await go_on.wait()
+            return others
+
+        monkeypatch.setattr(sessions, "renew", answered_late)
+        place.tasks.start_soon(first.end)
+        await renewed.wait()
+        await place.visit("B", first.resume)
+        go_on.set()
+        await until(lambda: not place.runtimes["A"].hub.sessions)
+        await until(lambda: not place.runtimes["A"].hub.channels)
+        assert not first.session.lingering
 
 
 async def test_a_process_that_stops_waits_no_more() -> None:

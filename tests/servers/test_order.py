@@ -89,7 +89,7 @@ async def play(steps: list[tuple[str, int, int]]) -> None:
             write=writer.write,
             descriptor=writer.descriptor,
         )
-        writer.attach(outbox)
+        writer.attach(outbox, lambda: None)
         outboxes.put_nowait((outbox, writer, send))
         while (await receive())["type"] != "websocket.disconnect":
             pass

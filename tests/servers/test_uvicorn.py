@@ -232,11 +232,11 @@ async def test_an_outbox_learns_what_was_told_before_it_was_there() -> None:
     )
     paused, ended = Attached(), Attached()
     protocol.pause_writing()
-    protocol.attach(paused)
+    protocol.attach(paused, lambda: None)
     assert paused.told == ["stall"]
     transport.abort()
     await until(lambda: "close" in paused.told)
-    protocol.attach(ended)
+    protocol.attach(ended, lambda: None)
     assert ended.told == ["close"]
     ends[1].close()
 

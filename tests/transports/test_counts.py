@@ -50,7 +50,7 @@ class Server:
             self.joined.set()
         return True
 
-    def attach(self, outbox: Outbox) -> None:
+    def attach(self, outbox: Outbox, stop: Callable[[], object]) -> None:
         pass
 
     def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:

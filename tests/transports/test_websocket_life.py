@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from starlette_realtime import AckTimeout, Happening, Member, Realtime, Room, Session
+from starlette_realtime import AckTimeout, Disconnected, Happening, Member, Realtime, Room, Session
 from tests.support.server import FAST, LiveServer
 from tests.support.wsclient import NativeClient, NativeError
 from tests.transports.helpers import PATH, WS, make_app, make_realtime, token, until
@@ -220,6 +220,31 @@ async def test_stopping_does_not_wait_for_a_handler_that_hangs(serve: Serve, ws:
         await until(started.is_set)
         await anyio.to_thread.run_sync(server.stop)
         assert (await client.closed())[0] == 1012
+
+
+async def test_stopping_does_not_wait_for_the_answer_of_a_client_that_is_gone(serve: Serve) -> None:
+    asked = threading.Event()
+    outcome: list[str] = []
+    realtime = plain(handler_timeout=60)
+
+    @realtime.event("ask")
+    async def ask(session: Session) -> None:
+        asked.set()
+        try:
+            await session.request("sure?", timeout=60)
+        except Disconnected:
+            # What it has to put in order now, uvicorn waits for.
+            await anyio.sleep(0.2)
+            outcome.append("done")
+
+    server = serve(make_app(realtime), ws=FAST)
+    async with NativeClient.open(server.ws(PATH)) as client:
+        await client.send({"type": "ask"})
+        await until(asked.is_set)
+        client.vanish()
+        await until(lambda: not realtime._running.runtime.connections)  # type: ignore[union-attr]
+    await anyio.to_thread.run_sync(server.stop)
+    assert outcome == ["done"]
 
 
 async def test_stopping_does_not_wait_for_a_thread_that_hangs(serve: Serve) -> None:
