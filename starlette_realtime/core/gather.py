@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from ..errors import BrokerUnavailable, ClientError
+from ..errors import BrokerUnavailable, ClientError, TooLarge
 from ..events import Draft, Lane, Publication, Retention
 from ..protocols import payload
 from .hub import Channel
@@ -275,20 +275,31 @@ class Gatherer:
     async def _report(self, question: _Question, asking: _Asking) -> None:
         """Tell the process that asks what the members here answer."""
         asked = asking.asked
+        limit = MAX_REPORT
         try:
             with anyio.move_on_after(question.timeout):
                 while asked or asking.answers or asking.open:
                     if not asked and not asking.answers:
                         await asking.news.wait()
                     asking.news = anyio.Event()
-                    part = _part(asking.answers)
+                    part = _part(asking.answers, limit)
                     draft = Draft(
                         event="$answer",
                         data=msgspec.json.encode(_Report(question.number, asked, part)),
                         lane=Lane.NONE,
                     )
-                    asked = 0
-                    await self.engine.runtime.broker.publish(question.reply, draft, _NOTHING_KEPT)
+                    try:
+                        await self.engine.runtime.broker.publish(
+                            question.reply, draft, _NOTHING_KEPT
+                        )
+                        asked = 0
+                    except TooLarge:
+                        if not part:
+                            raise
+                        # One that is too large by itself is as good as no answer.
+                        if len(part) > 1:
+                            asking.answers[:0] = part
+                            limit //= 2
         except BrokerUnavailable:
             # Whoever asked counts these members as missing, or not at all.
             return
@@ -296,12 +307,12 @@ class Gatherer:
             asking.forget()
 
 
-def _part(answers: list[_Given]) -> list[_Given]:
-    """Take as many answers as one report holds."""
+def _part(answers: list[_Given], limit: int) -> list[_Given]:
+    """Take as many answers as have `limit` bytes together, at least one."""
     size = 0
     for number, (_, _, data) in enumerate(answers):
         size += len(bytes(data))
-        if number and size > MAX_REPORT:
+        if number and size > limit:
             break
     else:
         number = len(answers)

@@ -590,6 +590,24 @@ async def test_a_member_that_moves_answers_who_gathers() -> None:
         assert gathered.missing == 0
 
 
+async def test_answers_that_are_too_many_for_one_report_come_in_several() -> None:
+    async with town() as place:
+        # The first answer fits into none.
+        place.post.largest = 2000
+        visits = [await place.visit("B") for _ in range(20)]
+        for visit in visits:
+            await visit.engine.rooms.join(visit.session, "r")
+        gathering = Asking()
+        room = place.engine("A").room("r")
+        place.tasks.start_soon(gathering.run, lambda: room.gather("vote?", timeout=2))
+        questions = [(await visit.hear())[0] for visit in visits]
+        for number, visit in enumerate(visits):
+            visit.answer(questions[number], "x" * (100 if number else 3000))
+        gathered = await gathering.outcome()
+        assert [answer.data for answer in gathered.answers] == ["x" * 100] * 19
+        assert gathered.missing == 1
+
+
 async def test_the_older_of_two_returns_gives_way() -> None:
     async with town() as place:
         first = await place.visit("A")
