@@ -222,9 +222,12 @@ class BroadcasterBroker(Broker):
             )
             yield
         finally:
-            keeper.cancel()
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([keeper])
+                # Again and again: on its way through a database's client a cancellation may become
+                # another error, or get lost.
+                while not keeper.done():
+                    keeper.cancel()
+                    await asyncio.wait([keeper], timeout=0.5)
             self._listener = None
             self._error = "not running"
             self._subscribed.clear()
@@ -252,8 +255,8 @@ class BroadcasterBroker(Broker):
                 await self._live(first)
             except (Exception, asyncio.CancelledError) as error:
                 task = asyncio.current_task()
-                if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                    raise
+                if task is not None and task.cancelling():
+                    raise asyncio.CancelledError from None
                 down, self._up = self._up, False
                 self._error = _describe(error)
                 self._lose(_Lost(f"{self.name}: {self._error}"))

@@ -390,6 +390,34 @@ async def test_stopping_during_an_outage_is_quick_and_leaves_no_task(
         await one.broker.subscribe(["room"])
 
 
+@pytest.mark.parametrize("becomes", [None, ConnectionError("closed in the middle")])
+async def test_stopping_goes_on_when_a_client_swallows_it(becomes: Exception | None) -> None:
+    """What database clients do with a cancellation that meets the end of a time limit."""
+
+    class Numb(Broadcast):
+        async def connect(self) -> None:
+            if made[1:]:
+                begun.set()
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    if becomes is not None:
+                        raise becomes from None
+            await super().connect()
+
+    def make() -> Broadcast:
+        made.append(Numb("memory://"))
+        return made[-1]
+
+    made: list[Broadcast] = []
+    begun = asyncio.Event()
+    with anyio.fail_after(20):
+        async with BroadcasterBroker(make, **QUICK).run(Recorder()):
+            # From now on it hears nothing.
+            made[0]._backend._subscribed.clear()  # type: ignore[attr-defined]
+            await begun.wait()
+
+
 # Wrong from the start
 
 
