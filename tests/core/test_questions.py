@@ -368,7 +368,7 @@ async def test_a_session_that_ends_elsewhere_has_not_answered(code: int) -> None
 
 
 async def test_the_end_of_the_window_is_the_end_of_the_question() -> None:
-    async with town(resume_window=0.3) as place:
+    async with town(resume_window=0.8) as place:
         first = await place.visit("A")
         moved = place.ask(first.session)
         await first.hear()
@@ -376,7 +376,7 @@ async def test_the_end_of_the_window_is_the_end_of_the_question() -> None:
         second = await place.visit("B", first.resume)
         await second.hear()
         # Its window on the first process passes; it is elsewhere.
-        await anyio.sleep(0.4)
+        await anyio.sleep(0.9)
         assert not moved.done.is_set()
         await second.end()
         assert await moved.outcome() is Disconnected
@@ -495,7 +495,7 @@ async def test_what_the_backend_does_not_take_stands_in_nobodys_way(
 async def test_who_asks_while_the_session_comes_back_as_another(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with town(resume_window=0.2) as place:
+    async with town(resume_window=1.5) as place:
         first = await place.visit("A")
         second = await place.visit("B", first.resume)
         await first.end(4409)
