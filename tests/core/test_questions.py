@@ -500,6 +500,8 @@ async def test_who_asks_while_the_session_comes_back_as_another(
         second = await place.visit("B", first.resume)
         await first.end(4409)
         await second.end()
+        # Else there is nothing to wait for, and it is back before anyone asks.
+        await until(lambda: not place.runtimes["A"].hub.channels)
         place.post.slow = anyio.Event()
         opened: list[Visit] = []
 
