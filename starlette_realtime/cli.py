@@ -25,7 +25,7 @@ from . import __version__
 from .auth.signed import SignedTokenAuth
 from .brokers.base import Broker
 from .errors import ConfigurationError, RealtimeError
-from .events import Draft, Lane, Publication, Retention
+from .events import NOTHING_KEPT, Draft, Lane, Publication
 from .publisher import Publisher
 from .settings import BROADCASTER_SCHEMES, REDIS_SCHEMES, stores_from_url
 
@@ -35,7 +35,6 @@ MAX_INPUT: Final = 16_000_000
 PATIENCE: Final = 3.0
 """How long `doctor` goes on trying to reach a server, in seconds."""
 
-_NOTHING: Final = Retention(0, 0.0, 0)
 _HIDDEN = "A URL is given as it is, or as env:NAME: what the environment variable NAME says."
 
 
@@ -378,7 +377,9 @@ async def _round_trips(broker: Broker, ear: _Ear) -> int:
         ear.heard = anyio.Event()
         begun = time.perf_counter()
         with anyio.move_on_after(PATIENCE):
-            await broker.publish(channel, Draft(event="ping", data=b"1", lane=Lane.NONE), _NOTHING)
+            await broker.publish(
+                channel, Draft(event="ping", data=b"1", lane=Lane.NONE), NOTHING_KEPT
+            )
             await ear.heard.wait()
         if not ear.heard.is_set():
             _say("fail", f"what was published was not heard within {PATIENCE:g} s")

@@ -7,7 +7,7 @@ in canonical form is JSON in UTF-8, with bytes as `protocols.payload` writes the
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -102,6 +102,10 @@ class Retention(msgspec.Struct, frozen=True, gc=False):
     """Seconds after which a kept publication goes."""
     presence: int = 1000
     """Publications in the presence lane."""
+
+
+NOTHING_KEPT: Final = Retention(0, 0.0, 0)
+"""Of what is told and kept nowhere."""
 
 
 class Recovery(msgspec.Struct, frozen=True):

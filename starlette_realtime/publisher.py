@@ -19,11 +19,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from .brokers.base import Broker
 from .core.channels import check_public, everyone_channel, room_channel, user_channel
 from .errors import ConfigurationError
-from .events import Draft, Lane, Published, Retention
+from .events import NOTHING_KEPT, Draft, Lane, Published, Retention
 from .protocols import payload
 from .settings import ENVIRONMENT, publishing_broker
-
-_NOTHING_KEPT = Retention(0, 0.0, 0)
 
 
 class Publisher:
@@ -125,7 +123,7 @@ class Publisher:
         check_public(event)
         draft = Draft(event=event, data=payload.dump(data), lane=Lane.NONE)
         broker: Broker = self._broker
-        await broker.publish(channel, draft, _NOTHING_KEPT)
+        await broker.publish(channel, draft, NOTHING_KEPT)
 
 
 class SyncPublisher:

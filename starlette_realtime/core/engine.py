@@ -35,7 +35,17 @@ from ..errors import (
     UnknownEvent,
     UnknownRoom,
 )
-from ..events import Command, Draft, Lane, Page, Position, Publication, Published, Retention
+from ..events import (
+    NOTHING_KEPT,
+    Command,
+    Draft,
+    Lane,
+    Page,
+    Position,
+    Publication,
+    Published,
+    Retention,
+)
 from ..presence.base import PresenceStore
 from ..protocols import native, payload
 from . import channels, gather, questions
@@ -62,7 +72,6 @@ MAX_REJOINED = 1000
 """Rooms a client may name in its first message where the number of rooms has no limit."""
 
 _EPHEMERAL = Position("", 0)
-_NOTHING_KEPT = Retention(0, 0.0, 0)
 
 
 class _RoomRef(msgspec.Struct):
@@ -583,4 +592,4 @@ class Engine:
     async def tell(self, channel: str, event: str, data: Any, exclude: str = "") -> None:
         """Publish an event that is kept nowhere to a channel that is no room."""
         draft = Draft(event=event, data=payload.dump(data), lane=Lane.NONE, exclude=exclude)
-        await self.runtime.broker.publish(channel, draft, _NOTHING_KEPT)
+        await self.runtime.broker.publish(channel, draft, NOTHING_KEPT)

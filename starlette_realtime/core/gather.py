@@ -17,7 +17,7 @@ import anyio
 import msgspec
 
 from ..errors import BrokerUnavailable, ClientError, TooLarge
-from ..events import Draft, Lane, Publication, Retention
+from ..events import NOTHING_KEPT, Draft, Lane, Publication
 from ..protocols import payload
 from .hub import Channel
 from .outbox import Wire
@@ -38,8 +38,6 @@ SETTLE = 0.5
 members there are."""
 
 SIGNALS = frozenset(["$ask", "$answer"])
-
-_NOTHING_KEPT = Retention(0, 0.0, 0)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -202,7 +200,7 @@ class Gatherer:
         reply = self.engine.hub.channel(self._channel, self.engine.ns, None)
         await self.engine.runtime.subscribe(reply)
         draft = Draft(event="$ask", data=msgspec.json.encode(question), lane=Lane.NONE)
-        await self.engine.runtime.broker.publish(room.channel, draft, _NOTHING_KEPT)
+        await self.engine.runtime.broker.publish(room.channel, draft, NOTHING_KEPT)
         expected = (await room.counts()).sessions - asking.left_out
         settled = anyio.current_time() + SETTLE
         for session, put in list(asking.open.items()):
@@ -290,7 +288,7 @@ class Gatherer:
                     )
                     try:
                         await self.engine.runtime.broker.publish(
-                            question.reply, draft, _NOTHING_KEPT
+                            question.reply, draft, NOTHING_KEPT
                         )
                         asked = 0
                     except TooLarge:

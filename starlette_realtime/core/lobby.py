@@ -137,6 +137,7 @@ class Lobby:
                 await self._abandon(session, resumed is not None)
             raise
         if resumed is not None:
+            # What was kept while it came back as another object (see `heir`).
             self._end_kept(session.id)
         self.hub.sessions[session.id] = session
         connection.sessions[self.ns] = session
@@ -454,12 +455,10 @@ class Lobby:
         )
         self._detached[session.id] = (session, timer)
         while len(self._detached) > MAX_DETACHED:
-            oldest, timer = self._detached.pop(next(iter(self._detached)))
-            timer.cancel()
-            self._end(oldest)
+            self._end_kept(next(iter(self._detached)))
 
     def _end_kept(self, id: str) -> None:
-        """End what was kept of a session while it came back as another object (see `heir`)."""
+        """End what is kept of a session, if anything is."""
         kept, timer = self._detached.pop(id, (None, None))
         if kept is not None and timer is not None:
             timer.cancel()
@@ -490,12 +489,10 @@ class Lobby:
 
     def ended_elsewhere(self, session: Session) -> None:
         """The session, which is not here, has ended for good."""
-        kept, timer = self._detached.get(session.id, (None, None))
-        if kept is session and timer is not None:
-            timer.cancel()
-            del self._detached[session.id]
+        kept, _ = self._detached.get(session.id, (None, None))
+        if kept is session:
             session.elsewhere = 0
-            self._end(session)
+            self._end_kept(session.id)
         else:
             # Its connection here is just being closed.
             self.engine.questions.end(session)

@@ -20,7 +20,7 @@ from ..errors import (
     TimedOut,
     Unavailable,
 )
-from ..events import Draft, Lane, Position, Publication, Retention
+from ..events import NOTHING_KEPT, Draft, Lane, Position, Publication
 from ..presence.base import Lease
 from ..protocols import payload
 from .handlers import Call
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("starlette_realtime")
 
 _EPHEMERAL = Position("", 0)
-_NOTHING_KEPT = Retention(0, 0.0, 0)
 _JOIN_ATTEMPTS = 5
 
 Reply = Callable[[Wire, Joined], bytes | None]
@@ -258,7 +257,7 @@ class Membership:
             ttl=self.options.presence_ttl,
             arrival=arrival,
             departure=departure,
-            retention=_NOTHING_KEPT,
+            retention=NOTHING_KEPT,
         )
 
     async def let_go(self, session: Session, *, replaced: bool, linger: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ..errors import BrokerUnavailable
-from ..events import Draft, Lane, Retention
+from ..events import NOTHING_KEPT, Draft, Lane
 from ..protocols import payload
 from .session import Session, new_id
 
@@ -21,7 +21,6 @@ logger = logging.getLogger("starlette_realtime")
 
 OFFLINE = "offline"
 _READERS = 16
-_NOTHING = Retention(0, 0.0, 0)
 # Nobody is registered for it.
 _SILENCE = Draft(event="$silence", data=b"null", lane=Lane.NONE)
 
@@ -143,7 +142,7 @@ class Online:
         await session.set_status(status)
         await engine.tell(engine.user_channel(user_id), "$status", [status, id])
         to = engine.everyone_channel if self.everyone else self.channel(engine, user_id)
-        await engine.runtime.broker.publish(to, self._draft(user_id, status), _NOTHING)
+        await engine.runtime.broker.publish(to, self._draft(user_id, status), NOTHING_KEPT)
 
     def _take(self, signal: Signal) -> None:
         status, id = signal.data

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..errors import BrokerUnavailable, Disconnected, TooLarge
-from ..events import Draft, Lane, Publication, Retention
+from ..events import Publication
 from .hub import Channel
 from .session import Asked, Session, new_id
 from .timers import Timer
@@ -39,8 +39,6 @@ RESEND = 1.0
 MAX_RESEND = 8.0
 
 SIGNALS = frozenset(["$question", "$answered", "$ended"])
-
-_NOTHING_KEPT = Retention(0, 0.0, 0)
 
 
 class _Question(msgspec.Struct, frozen=True):
@@ -245,11 +243,8 @@ class Questions:
         return self.hub.channel(self.engine.session_channel(session.id), self.engine.ns, None)
 
     async def _tell(self, session_id: str, event: str, what: object) -> None:
-        draft = Draft(event=event, data=msgspec.json.encode(what), lane=Lane.NONE)
         try:
-            await self.runtime.broker.publish(
-                self.engine.session_channel(session_id), draft, _NOTHING_KEPT
-            )
+            await self.engine.tell(self.engine.session_channel(session_id), event, what)
         except TooLarge:
             # As good as lost: whoever asked finds no answer, others are not held up.
             logger.warning("%r is larger than the backend takes: it is not sent", event)
