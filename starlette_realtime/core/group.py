@@ -1,12 +1,13 @@
-"""The members of a channel that get the same bytes, and the loop that writes them."""
+"""The members of a channel that get the same bytes, and how these are written to them all."""
 
 from __future__ import annotations
 
-import os
+from array import array
 from collections.abc import Sequence, Set
 from typing import Protocol
 
 from .outbox import Chunk, Outbox
+from .uring import WriteAll, write_each
 
 
 class Receiver(Protocol):
@@ -23,25 +24,29 @@ FAST_FROM = 8
 class Group(dict[Outbox, Receiver]):
     """The members of a channel that share a wire, and so each chunk.
 
-    For most of them a write is one system call on their socket. Their descriptors are kept beside
-    them, so that the loop over them runs without a step of Python for each.
+    For most of them a write concerns nothing but their socket. Their descriptors are kept beside
+    them, so that it takes no step of Python for each.
     """
 
-    __slots__ = ("_fast",)
+    __slots__ = ("_descriptors", "_places", "_ready")
 
     def __init__(self) -> None:
         super().__init__()
-        self._fast: dict[int, Outbox] | None = None
+        # Those that are ready, with their descriptors, in no order; and where each is among them.
+        # None as long as the group is small.
+        self._places: dict[Outbox, int] | None = None
+        self._ready: list[Outbox] = []
+        self._descriptors = array("i")
 
     def add(self, outbox: Outbox, receiver: Receiver) -> None:
         self[outbox] = receiver
         if outbox.descriptor < 0:
             return
         outbox.groups.append(self)
-        if self._fast is not None:
+        if self._places is not None:
             self.enter_fast(outbox)
         elif len(self) >= FAST_FROM:
-            self._fast = {}
+            self._places = {}
             for each in self:
                 self.enter_fast(each)
 
@@ -55,31 +60,42 @@ class Group(dict[Outbox, Receiver]):
         return True
 
     def enter_fast(self, outbox: Outbox) -> None:
-        if self._fast is not None and outbox.direct is not None and outbox.descriptor >= 0:
-            self._fast[outbox.descriptor] = outbox
+        places = self._places
+        if places is None or outbox.direct is None or outbox.descriptor < 0 or outbox in places:
+            return
+        places[outbox] = len(self._ready)
+        self._ready.append(outbox)
+        self._descriptors.append(outbox.descriptor)
 
     def leave_fast(self, outbox: Outbox) -> None:
-        # Its descriptor may be another's by now, who is in the group as well.
-        if self._fast is not None and self._is_fast(outbox):
-            del self._fast[outbox.descriptor]
+        place = self._places.pop(outbox, None) if self._places is not None else None
+        if self._places is None or place is None:
+            return
+        # The last one takes its place.
+        last, descriptor = self._ready.pop(), self._descriptors.pop()
+        if last is not outbox:
+            self._ready[place], self._descriptors[place] = last, descriptor
+            self._places[last] = place
 
-    def write(self, chunk: Chunk, done: Set[Outbox]) -> Sequence[Outbox]:
+    def write(
+        self, chunk: Chunk, done: Set[Outbox], write_all: WriteAll = write_each
+    ) -> Sequence[Outbox]:
         """Write `chunk` to every member that is ready, but not to those in `done`, which are
         members as well; return the others, which are neither."""
-        fast = self._fast
-        if fast is None:
+        places = self._places
+        if places is None:
             others = [outbox for outbox in self if outbox not in done]
         else:
-            ready = [outbox for outbox in done if self._is_fast(outbox)] if done else ()
-            for outbox in ready:
-                del fast[outbox.descriptor]
+            spared = [outbox for outbox in done if outbox in places] if done else ()
+            for outbox in spared:
+                self.leave_fast(outbox)
             others = (
-                [outbox for outbox in self if outbox not in done and not self._is_fast(outbox)]
-                if len(fast) + len(done) < len(self)
+                [outbox for outbox in self if outbox not in done and outbox not in places]
+                if len(places) + len(done) < len(self)
                 else []
             )
-            _write_fast(fast, chunk)
-            for outbox in ready:
+            self._write_fast(chunk, write_all)
+            for outbox in spared:
                 self.enter_fast(outbox)
         slow = []
         for outbox in others:
@@ -89,23 +105,11 @@ class Group(dict[Outbox, Receiver]):
                 outbox.stall()
         return slow
 
-    def _is_fast(self, outbox: Outbox) -> bool:
-        return self._fast is not None and self._fast.get(outbox.descriptor) is outbox
-
-
-def _write_fast(fast: dict[int, Outbox], chunk: Chunk) -> None:
-    # A plain loop: `map` with what it needs to keep the results takes 3 % longer for each write.
-    write, size = os.write, len(chunk)
-    short = []
-    for descriptor in list(fast):
-        try:
-            sent = write(descriptor, chunk)  # type: ignore[arg-type]
-        except OSError:
-            sent = 0
-        if sent != size:
-            short.append((descriptor, sent))
-    for descriptor, sent in short:
-        outbox = fast.get(descriptor)
-        # The transport keeps what the socket did not take, and tells when it has gone.
-        if outbox is not None and outbox.direct is not None and not outbox.direct(chunk[sent:]):
-            outbox.stall()
+    def _write_fast(self, chunk: Chunk, write_all: WriteAll) -> None:
+        # Descriptors are those of doors that take bytes.
+        short = write_all(self._descriptors, chunk)  # type: ignore[arg-type]
+        ready = self._ready
+        for outbox, sent in [(ready[place], sent) for place, sent in short]:
+            # The transport keeps what the socket did not take, and tells when it has gone.
+            if outbox.direct is not None and not outbox.direct(chunk[sent:]):
+                outbox.stall()

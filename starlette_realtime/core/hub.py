@@ -23,6 +23,7 @@ from .limiter import SharedBucket
 from .outbox import Chunk, Framed, Outbox, Wire
 from .recovery import Gap, merge
 from .turns import Soon
+from .uring import WriteAll, write_each
 
 MAX_BUFFERED = 4096
 """Publications kept for a session that is joining, or a channel that heals."""
@@ -150,6 +151,8 @@ class Hub:
         self.writes = 0
         self.flushes = 0
         self.delivered = 0
+        # How one chunk is written to the sockets of many.
+        self.write_all: WriteAll = write_each
         self._soon = soon
         self._heal = heal
         self._control = control
@@ -434,7 +437,7 @@ class Hub:
             for outbox in done:
                 self._write_own(outbox, own.pop(outbox), messages, run)
             if len(chunks) == 1:
-                rest = group.write(chunks[0], done)
+                rest = group.write(chunks[0], done, self.write_all)
                 self.writes += len(group) - len(rest) - len(done)
             else:
                 rest = [outbox for outbox in group if outbox not in done]

@@ -31,6 +31,9 @@ class Options:
     """How long stopping may take before what is left is cut."""
     resume_window: float = 120.0
     """How long a session outlives its connection."""
+    io_uring: bool = True
+    """Whether broadcasts are written by Linux's io_uring, where the server's sockets and the system
+    allow it."""
 
     # Rooms
     max_rooms: int = 100

@@ -33,6 +33,7 @@ from .options import Options
 from .session import Connection, Session
 from .timers import Timer, Timers
 from .turns import Locks, OncePerTurn, soon
+from .uring import open_ring
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -548,6 +549,10 @@ async def running(
     """
     async with AsyncExitStack() as stack:
         runtime = Runtime(options, stores)
+        ring = open_ring() if options.io_uring else None
+        if ring is not None:
+            stack.callback(ring.close)
+            runtime.hub.write_all = ring.write
         try:
             await stack.enter_async_context(stores.broker.run(runtime.hub))
             await stack.enter_async_context(stores.presence.run())

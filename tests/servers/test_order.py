@@ -7,7 +7,9 @@ import asyncio
 import socket
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
@@ -17,8 +19,10 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
+from starlette_realtime.core import uring
 from starlette_realtime.core.group import FAST_FROM, Group
 from starlette_realtime.core.outbox import Outbox
+from starlette_realtime.core.uring import WriteAll, open_ring, write_each
 from starlette_realtime.servers.uvicorn import EXTENSION, RealtimeProtocol
 from starlette_realtime.wires import native as wires
 
@@ -66,16 +70,16 @@ async def connect(outboxes: asyncio.Queue[Any], address: tuple[str, int]) -> End
     return end
 
 
-def tell(group: Group, ends: list[End], text: str) -> None:
+def tell(group: Group, ends: list[End], text: str, write_all: WriteAll) -> None:
     """As the hub does it."""
     (chunk,) = WIRE.frames([text.encode()])
-    for outbox in group.write(chunk, set()):
+    for outbox in group.write(chunk, set(), write_all):
         outbox.push(chunk)
     for end in ends:
         end.given.append(text)
 
 
-async def play(steps: list[tuple[str, int, int]]) -> None:
+async def play(steps: list[tuple[str, int, int]], write_all: WriteAll) -> None:
     outboxes: asyncio.Queue[Any] = asyncio.Queue()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,7 +117,7 @@ async def play(steps: list[tuple[str, int, int]]) -> None:
             end = ends[who]
             text = f"{number} " + "x" * size
             if verb == "all":
-                tell(group, ends, text)
+                tell(group, ends, text, write_all)
             elif verb == "one":
                 (chunk,) = WIRE.frames([text.encode()])
                 end.outbox.push(chunk)
@@ -157,7 +161,16 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("way", ["one by one", "io_uring, where the system has it"])
+@settings(max_examples=25, deadline=None)
 @given(STEPS)
-def test_frames_and_ordinary_sends_keep_their_order(steps: list[tuple[str, int, int]]) -> None:
-    asyncio.run(play(steps))
+def test_frames_and_ordinary_sends_keep_their_order(
+    way: str, steps: list[tuple[str, int, int]]
+) -> None:
+    ring = None if way == "one by one" else open_ring()
+    try:
+        with mock.patch.object(uring, "WORTHWHILE", 1):
+            asyncio.run(play(steps, write_each if ring is None else ring.write))
+    finally:
+        if ring is not None:
+            ring.close()
