@@ -47,7 +47,8 @@ _SINGLE_MMAP, _CQE_SKIP = 1 << 0, 1 << 11
 _MAP_POPULATE = 0x8000
 _OP_SEND = 26
 _SKIP_SUCCESS = 1 << 6
-# Not to wait, nor to be killed by a signal; and to be told when a socket took only a part.
+# Not to wait, and so to be done when the call returns; not to be killed by a signal; and to be told
+# when a socket took only a part: what succeeds is silent.
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0) | socket.MSG_WAITALL
 # struct io_uring_sqe: opcode, flags, ioprio, fd, off, addr, len, msg_flags, user_data.
 _SQE, _SQE_SIZE = struct.Struct("=BBHiQQIIQ"), 64
