@@ -28,17 +28,26 @@ _offset = attrgetter("offset")
 _NONE, _HISTORY = Lane.NONE, Lane.HISTORY
 
 
+class _Kept:
+    """What is kept in one lane, oldest first, and when each of it was: in seconds, because what a
+    publisher says of the time may be wrong."""
+
+    __slots__ = ("publications", "times")
+
+    def __init__(self) -> None:
+        self.publications: deque[Publication] = deque()
+        self.times: deque[float] = deque()
+
+
 class _Stream:
     """One channel's kept publications."""
 
-    __slots__ = ("arrived", "by_id", "epoch", "ids", "lanes", "offset", "retention", "trimmed")
+    __slots__ = ("by_id", "epoch", "ids", "lanes", "offset", "retention", "trimmed")
 
     def __init__(self) -> None:
         self.epoch = secrets.token_hex(4)
         self.offset = 0
-        self.lanes: dict[int, deque[Publication]] = {}
-        # When each of them was kept, in seconds: what a publisher says of the time may be wrong.
-        self.arrived: dict[int, deque[float]] = {}
+        self.lanes: dict[int, _Kept] = {}
         # Highest offset that was ever trimmed from a lane.
         self.trimmed = 0
         # Offset and end of each id's time, in the order of the ends.
@@ -56,38 +65,37 @@ class _Stream:
         self.retention = retention
         kept = self.lanes.get(lane)
         if kept is None:
-            kept = self.lanes[lane] = deque()
-            self.arrived[lane] = deque()
-        kept.append(publication)
-        self.arrived[lane].append(now)
-        if lane == _HISTORY and publication.id:
+            kept = self.lanes[lane] = _Kept()
+        kept.publications.append(publication)
+        kept.times.append(now)
+        if publication.id and lane == _HISTORY:
             self.by_id[publication.id] = publication.offset
         limit = retention.size if lane == _HISTORY else retention.presence
-        while len(kept) > limit:
-            self._drop(lane)
-        self.expire(now)
+        # What the other lane has too long goes with its own next one, or before it is read.
+        self._trim(kept, limit, now - retention.age)
 
     def expire(self, now: float) -> None:
         """Drop what is older than the retention allows at `now`."""
-        oldest = now - self.retention.age
-        for lane, arrived in self.arrived.items():
-            while arrived and arrived[0] < oldest:
-                self._drop(lane)
+        for kept in self.lanes.values():
+            self._trim(kept, len(kept.times), now - self.retention.age)
 
-    def _drop(self, lane: int) -> None:
-        self.arrived[lane].popleft()
-        gone = self.lanes[lane].popleft()
-        if gone.offset > self.trimmed:
-            self.trimmed = gone.offset
-        if gone.id and lane == _HISTORY:
-            self.by_id.pop(gone.id, None)
+    def _trim(self, kept: _Kept, limit: int, oldest: float) -> None:
+        publications, times = kept.publications, kept.times
+        while times and (times[0] < oldest or len(times) > limit):
+            times.popleft()
+            gone = publications.popleft()
+            if gone.offset > self.trimmed:
+                self.trimmed = gone.offset
+            if gone.id and gone.lane == _HISTORY:
+                self.by_id.pop(gone.id, None)
 
     def lapsed(self, now: float) -> bool:
         """Whether nothing of it counts any more."""
         self.expire(now)
         while self.ids and next(iter(self.ids.values()))[1] <= now:
             self.ids.popitem(last=False)
-        return bool(self.offset) and not self.ids and not any(self.arrived.values())
+        kept = any(lane.times for lane in self.lanes.values())
+        return bool(self.offset) and not self.ids and not kept
 
     def seen(self, id: str, now: float) -> int | None:
         """Return the offset of what was published under `id`, 0 if that was not kept."""
@@ -104,7 +112,8 @@ class _Stream:
 
     def after(self, offset: int) -> list[Publication]:
         parts = []
-        for kept in self.lanes.values():
+        for each in self.lanes.values():
+            kept = each.publications
             # A position is mostly near the end, where walking backwards is short.
             if kept and kept[-1].offset > offset:
                 start = bisect_right(kept, offset, key=_offset)
@@ -118,11 +127,11 @@ class _Stream:
         offset = self.by_id.get(id)
         if offset is None:
             return None
-        return bisect_left(self.lanes[_HISTORY], offset, key=_offset)
+        return bisect_left(self.lanes[_HISTORY].publications, offset, key=_offset)
 
     def find(self, id: str) -> Publication | None:
         index = self.index(id)
-        return None if index is None else self.lanes[_HISTORY][index]
+        return None if index is None else self.lanes[_HISTORY].publications[index]
 
     def payload(self, id: str) -> bytes | None:
         found = self.find(id)
@@ -131,7 +140,7 @@ class _Stream:
     def amend(self, id: str, data: bytes) -> None:
         index = self.index(id)
         if index is not None:
-            kept = self.lanes[_HISTORY]
+            kept = self.lanes[_HISTORY].publications
             kept[index] = msgspec.structs.replace(kept[index], data=data)
 
 
@@ -195,7 +204,7 @@ class MemoryBroker(HistoryBroker):
             offset,
             epoch,
             draft.id,
-            int(draft.lane),
+            draft.lane,
             draft.exclude,
             draft.volatile,
             draft.key,
@@ -265,7 +274,8 @@ class MemoryBroker(HistoryBroker):
     ) -> Page:
         stream = self._stream(channel)
         stream.expire(self._clock())
-        kept = stream.lanes.get(_HISTORY) or deque()
+        history = stream.lanes.get(_HISTORY)
+        kept = history.publications if history is not None else deque[Publication]()
         limit = max(0, limit)
         if after is not None:
             start = bisect_right(kept, after, key=_offset)

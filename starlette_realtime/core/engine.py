@@ -547,7 +547,7 @@ class Engine:
             self._retention[room_type] = kept
         return kept
 
-    async def publish(self, room: Room, draft: Draft) -> Published:
+    def publish(self, room: Room, draft: Draft) -> Awaitable[Published]:
         """Publish into a room."""
         kept = self.retention(room.type)
         if not kept.size and draft.lane is Lane.HISTORY:
@@ -561,7 +561,7 @@ class Engine:
                 key=f"{room.name}\0{key}" if key else "",
                 volatile=draft.volatile or (slow == "drop" and draft.lane is Lane.NONE),
             )
-        return await self.runtime.broker.publish(room.channel, draft, kept)
+        return self.runtime.broker.publish(room.channel, draft, kept)
 
     async def page(self, room: Room, *, before: int | None, after: int | None, limit: int) -> Page:
         """Return a page of a room's history; empty where nothing is kept."""

@@ -56,8 +56,10 @@ def decode(frame: str | bytes, *, several: bool = False) -> list[Command | Refus
             raw.decode()
     except UnicodeError:
         return [Refused(InvalidMessage())]
-    if not several or _NEWLINE not in raw:
+    if _NEWLINE not in raw:
         return [_decode_one(raw)]
+    if not several:
+        return [_on_one_line(_decode_one(raw))]
     raw = raw.strip(b" \t\r\n")
     if raw.count(b"\n") >= MAX_OBJECTS:
         return [Refused(InvalidMessage(f"Invalid message format: more than {MAX_OBJECTS} objects"))]
@@ -85,12 +87,16 @@ def _decode_one(raw: bytes) -> Command | Refused:
         return Refused(InvalidMessage("Invalid message format: bad name"), id)
     if len(command.message_id) > MAX_MESSAGE_ID:
         return Refused(InvalidMessage("Invalid message format: messageId too long"), id)
-    if _NEWLINE in raw:
-        # Newlines separate the objects of a frame: in a payload that is spliced into one, what
-        # follows a newline would be read as a message of the server's own.
-        data = msgspec.Raw(msgspec.json.format(command.data, indent=-1))
-        return msgspec.structs.replace(command, data=data)
     return command
+
+
+def _on_one_line(command: Command | Refused) -> Command | Refused:
+    """Newlines separate the objects of a frame: in a payload that is spliced into one, what follows
+    a newline would be read as a message of the server's own."""
+    if isinstance(command, Refused):
+        return command
+    data = msgspec.Raw(msgspec.json.format(command.data, indent=-1))
+    return msgspec.structs.replace(command, data=data)
 
 
 def is_name(name: str) -> bool:

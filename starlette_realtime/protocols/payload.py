@@ -28,7 +28,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None), msgspec.Raw})
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 # "1e309" is the shortest number out of a double's range.
 _NUMBERS = re.compile(rb"[0-9][-+.0-9eE]{4,}")
-_AS_ZEROS = bytes.maketrans(b"123456789E", b"000000000e")
+_AS_ZEROS = bytes.maketrans(b"123456789+E", b"0000000000e")
 _LONG = b"0" * 200
 # `$`, or a letter of `bytes` or `escaped`, written as an escape.
 _ESCAPED_MARK = re.compile(rb"\\u00(?:24|6[1-5]|7[0349])")
@@ -188,7 +188,8 @@ def too_deep(raw: bytes, limit: int) -> bool:
 
     Takes time proportional to the length of `raw`, however it nests.
     """
-    if raw.count(b"[") + raw.count(b"{") <= limit:
+    # A level takes two bytes at least.
+    if len(raw) <= 2 * limit or raw.count(b"[") + raw.count(b"{") <= limit:
         return False
     steps = array("b", _STRINGS.sub(b"", raw).translate(_AS_STEPS, _NOT_BRACKETS))
     return max(accumulate(steps), default=0) > limit
@@ -199,7 +200,7 @@ def out_of_range(raw: bytes) -> bool:
 
     RFC 8259, section 6, lets readers disagree about these: some fail, some read infinity.
     """
-    zeros = raw.translate(_AS_ZEROS, b"+")
+    zeros = raw.translate(_AS_ZEROS)
     if zeros.find(b"e000") < 0 and zeros.find(_LONG) < 0:
         # Whatever is out of range has one of these; little else has.
         return False

@@ -425,7 +425,7 @@ class FrameReader:
             payload = _unmask(data[body:after], data[body - 4 : body]) if size else b""
             start = after
             if first == 0x81:
-                events.append(str(payload, "utf-8"))
+                events.append(payload.decode())
             elif opcode < CLOSE:
                 self._fragment(first, opcode, payload, events)
             elif opcode == PING:

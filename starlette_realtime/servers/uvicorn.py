@@ -19,7 +19,7 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -106,6 +106,11 @@ class State(Enum):
     OVER = "nothing more is read or written"
 
 
+# Python 3.11 takes as long to find a member in its enum as to call a function: these are for where
+# each message passes.
+_ASKED, _OPEN, _CLOSING = State.ASKED, State.OPEN, State.CLOSING
+
+
 class _Arrivals:
     """What arrived and the application has not taken: messages, and ASGI's words for the rest.
 
@@ -127,8 +132,11 @@ class _Arrivals:
         self._newer.append(arrival)
         # An empty message takes room as well.
         self.size += 100 + len(arrival)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     def empty(self) -> bool:
         return not self._older and not self._newer
@@ -199,6 +207,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         "_scope",
         "_server",
         "_skim",
+        "_skimmed",
         "_state",
         "_stop",
         "_timer",
@@ -238,7 +247,8 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._arrivals = _Arrivals(self._loop)
         self._read_paused = False
         self._attached: Attached | None = None
-        self._skim: Callable[[str | bytes], bool] | None = None
+        self._skimmed: Sequence[str | bytes] = ()
+        self._skim: Callable[[], bool] = bool
         self._writable = True
         # Those who wait until it is writable again.
         self._drained: list[asyncio.Future[None]] | None = None
@@ -286,11 +296,11 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def data_received(self, data: bytes) -> None:
         """Also called by uvicorn's HTTP protocols, with the request that they have read."""
         state = self._state
-        if state is State.OPEN or state is State.CLOSING:
+        if state is _OPEN or state is _CLOSING:
             self._read(data)
         elif state is State.NEW:
             self._read_handshake(data)
-        elif state is State.ASKED:
+        elif state is _ASKED:
             self._early += data
             self._pause_reading()
 
@@ -491,18 +501,19 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     # What the client sends
 
     def _read(self, data: bytes) -> None:
+        arrivals, skimmed = self._arrivals, self._skimmed
         for event in self._reader.receive(data):
             if isinstance(event, (str, bytes)):
                 # Who has closed wants no more.
-                if self._state is State.OPEN and (self._skim is None or not self._skim(event)):
-                    self._arrivals.put(event)
+                if self._state is _OPEN and not (event in skimmed and self._skim()):
+                    arrivals.put(event)
             elif isinstance(event, Pong):
                 self._take_pong(event.payload)
             elif isinstance(event, Ping):
                 # One that is not answered yet need not be (RFC 6455, section 5.5.3): answers never
                 # pile up before a client that does not read.
                 self._pong = event.payload
-            elif self._state is not State.OPEN:
+            elif self._state is not _OPEN:
                 self._end()
             elif isinstance(event, Failure):
                 self._fail(event.code, event.reason)
@@ -510,7 +521,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
                 self._answer_close(event)
         if self._pong is not None:
             self._send_pong()
-        if self._arrivals.size > READ_AHEAD and self._state is State.OPEN:
+        if arrivals.size > READ_AHEAD and self._state is _OPEN:
             self._pause_reading()
 
     def _answer_close(self, event: Close) -> None:
@@ -567,18 +578,18 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     # The application
 
-    async def receive(self) -> Message:
-        message = await self._arrivals.get()
-        if self._read_paused and self._state is not State.ASKED and self._arrivals.empty():
+    def receive(self) -> Awaitable[Message]:
+        if self._read_paused and self._state is not _ASKED and self._arrivals.empty():
             self._resume_reading()
-        return message
+        # What gets it, itself: a coroutine around it would cost as much again.
+        return self._arrivals.get()
 
     async def send(self, message: Message) -> None:
         if not self._writable:
             await self._drain()
         kind = message["type"]
         state = self._state
-        if state is State.OPEN:
+        if state is _OPEN:
             if self._transport.is_closing():
                 raise ClientDisconnected
             if kind == "websocket.send":
@@ -685,11 +696,13 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         if not self._writable:
             outbox.stall()
 
-    def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:
-        """Offer each message to `take` as it arrives; what returns True is not received any more.
-        Not where a middleware would miss it: `receive` must be our own."""
+    def skim(
+        self, receive: Receive, messages: Sequence[str | bytes], take: Callable[[], bool]
+    ) -> None:
+        """Call `take` when one of `messages` arrives; if that returns True, it is not received any
+        more. Not where a middleware would miss it: `receive` must be our own."""
         if getattr(receive, "__self__", None) is self:
-            self._skim = take
+            self._skimmed, self._skim = messages, take
 
     def write(self, data: Any) -> bool:
         """Write whole frames; return whether the socket takes more at once.
@@ -697,7 +710,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         Nothing is written before the handshake is complete or after the first sign of a close: what
         comes then is dropped, as the peer would drop it.
         """
-        if self._state is not State.OPEN or self._transport.is_closing():
+        if self._state is not _OPEN or self._transport.is_closing():
             return True
         self._transport.write(data)
         return self._writable
@@ -788,7 +801,9 @@ class SansIOWriter:
         """As `RealtimeProtocol.attach`. That uvicorn stops, it does not tell."""
         self._attached = outbox
 
-    def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:
+    def skim(
+        self, receive: Receive, messages: Sequence[str | bytes], take: Callable[[], bool]
+    ) -> None:
         """It does not show what arrives."""
 
     def abort(self) -> None:

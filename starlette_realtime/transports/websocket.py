@@ -74,9 +74,11 @@ class Writer(Protocol):
         about to close (`close`). Call `stop` when the server stops, if the server says so: also
         where the connection has ended by then and its task has not."""
 
-    def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:
-        """Offer each message to `take` as it arrives, where `receive` is the server's own; what
-        returns True is not received any more."""
+    def skim(
+        self, receive: Receive, messages: Sequence[str | bytes], take: Callable[[], bool]
+    ) -> None:
+        """Call `take` when one of `messages` arrives, where `receive` is the server's own; if that
+        returns True, it is not received any more."""
 
     def abort(self) -> None:
         """Close the socket without a word."""
@@ -140,7 +142,7 @@ class WebSocketConnection(Connection):
                 descriptor=self._writer.descriptor,
             )
             self._writer.attach(outbox, door.stop)
-            self._writer.skim(receive, self._take_pong)
+            self._writer.skim(receive, PONGS, self._take_pong)
         else:
             self._scope = anyio.CancelScope()
             self._pump = _Pump(send, door.rounds)
@@ -414,9 +416,9 @@ class WebSocketConnection(Connection):
                 if not self.gone and self._closing is None:
                     await self._handle(command)
 
-    def _take_pong(self, message: str | bytes) -> bool:
+    def _take_pong(self) -> bool:
         """Take the answer to a ping as it arrives: nobody need be woken for it."""
-        session = self.sessions.get("/") if message in PONGS else None
+        session = self.sessions.get("/")
         if session is None:
             return False
         self.heard = time.monotonic()

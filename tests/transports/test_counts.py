@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,7 +53,9 @@ class Server:
     def attach(self, outbox: Outbox, stop: Callable[[], object]) -> None:
         pass
 
-    def skim(self, receive: Receive, take: Callable[[str | bytes], bool]) -> None:
+    def skim(
+        self, receive: Receive, messages: Sequence[str | bytes], take: Callable[[], bool]
+    ) -> None:
         pass
 
     def abort(self) -> None:
