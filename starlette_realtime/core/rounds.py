@@ -26,7 +26,7 @@ class Sender(Protocol):
     generation: int
     """Kept by `Rounds`; 0 while it does not send."""
     stopped: bool
-    """Whether it sends nothing more; it need not leave then, unless it was sending."""
+    """Whether it sends nothing more; it need not leave then, unless it was its turn."""
 
     def begin(self) -> None:
         """Take what waits now, and send it."""
@@ -35,10 +35,11 @@ class Sender(Protocol):
 class Rounds:
     """The line of connections that have something to send.
 
-    The next ones begin when half of those that send have left. Who takes longer than the others
-    holds nobody: when nothing moves for `LATE` seconds, those that are still sending count no more.
-    While nothing gathers, as when each message waits for the one before it, more and more are let
-    begin at a time, since waiting for them would only cost turns of the loop.
+    The next ones begin when half of those that send have left, a turn of the loop later, in which
+    more may come to what waits for them. Who takes longer than the others holds nobody: when
+    nothing moves for `LATE` seconds, those that are still sending count no more. While nothing
+    gathers, as when each message waits for the one before it, more and more are let begin at a
+    time, since waiting for them would only cost turns of the loop.
 
     Args:
         soon: how to be called when the turn of the event loop is over.
@@ -51,6 +52,7 @@ class Rounds:
         self._soon = soon
         self._later = later
         self._line: deque[Sender] = deque()
+        self._next: list[Sender] = []
         self._limit = FEW
         self._sending = 0
         self._generation = 1
@@ -95,9 +97,17 @@ class Rounds:
             if not sender.stopped:
                 sender.generation = self._generation
                 self._sending += 1
-                sender.begin()
+                self._next.append(sender)
+        if self._next:
+            self._soon(self._begin)
         if line:
             self._go_on()
+
+    def _begin(self) -> None:
+        senders, self._next = self._next, []
+        for sender in senders:
+            if not sender.stopped:
+                sender.begin()
 
     def _watch(self) -> None:
         self._watched = False

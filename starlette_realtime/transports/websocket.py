@@ -25,7 +25,7 @@ from ..core.outbox import Chunk, Outbox
 from ..core.rounds import Rounds
 from ..core.runtime import Runtime
 from ..core.session import Connection
-from ..core.turns import bell, current_task, soon
+from ..core.turns import bell, current_task, soon, starter
 from ..errors import (
     AuthenticationRequired,
     BrokerUnavailable,
@@ -51,6 +51,8 @@ TURN = 32
 """Frames handled in a row, where so many are there, before others have their turn."""
 PONGS = ('{"type":"pong"}', '{"type": "pong"}')
 """As clients write it in JavaScript, and in Python."""
+WAITING = 1000
+"""Sends after one that had to wait for the server, until it is tried whether they still have to."""
 CLOSE_TIMEOUT = 2.0
 """Seconds a socket that takes nothing gets for our close frame."""
 _NO_SCOPE = nullcontext()
@@ -517,7 +519,8 @@ def _close_code(error: ClientError) -> int:
 
 
 class _Pump:
-    """Writes what waits in an outbox, for servers without a direct writer: one task."""
+    """Writes what waits in an outbox, for servers without a direct writer: one task, which most
+    servers' `send` need not wake."""
 
     def __init__(self, send: Send, rounds: Rounds) -> None:
         self.generation = 0
@@ -525,9 +528,12 @@ class _Pump:
         self._send = send
         self._rounds = rounds
         self._bell = bell()
-        self.begin = self._bell.ring
-        # Whether it neither sends nor stands in line to do so.
-        self._idle = True
+        self._starter = starter()
+        # Whether `begin` starts to send, instead of waking the task to do so.
+        self._starts = False
+        self._outbox: Outbox
+        # Whether it neither sends nor stands in line to do so. It can't before its task runs.
+        self._idle = False
         self._last = False
         self._done = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -538,11 +544,29 @@ class _Pump:
             self._idle = False
             self._rounds.enter(self)
 
+    def begin(self) -> None:
+        if self._starts and self._starter is not None:
+            self._starter.start(self._write())
+        else:
+            self._bell.ring()
+
     async def run(self, outbox: Outbox) -> None:
-        """Write until `finish` or `stop`."""
+        """Write until `stop`."""
+        self._outbox = outbox
         try:
             with self._scope:
-                await self._write(outbox)
+                self._look()
+                while True:
+                    if self._starter is not None:
+                        self._starts = True
+                        await self._starter.run()
+                        self._starts = False
+                    # Where a `send` has waited, the next ones will: the task begins them itself.
+                    for _ in range(WAITING):
+                        await self._bell.wait()
+                        for chunk in self._take():
+                            await self._send({"type": "websocket.send", "text": chunk})
+                        self._look()
         except Exception as error:
             # Servers differ in what they raise when the client has gone; the reader learns of it.
             logger.debug("a connection can't be written to any more: %r", error)
@@ -551,31 +575,35 @@ class _Pump:
             self._rounds.leave(self)
             self._done.set()
 
-    async def _write(self, outbox: Outbox) -> None:
-        send, turn, wire, rounds = self._send, self._bell.wait, outbox.wire, self._rounds
-        while True:
-            await turn()
-            chunks: Sequence[Chunk] = outbox.take()
-            if len(chunks) > 1:
-                joined = wire.join(chunks)
-                if joined is not None:
-                    chunks = (joined,)
-                    rounds.gathered = True
-            for chunk in chunks:
-                await send({"type": "websocket.send", "text": chunk})
-            rounds.leave(self)
-            if outbox.queue:
-                rounds.enter(self)
-            elif self._last:
-                return
-            else:
-                self._idle = True
+    async def _write(self) -> None:
+        for chunk in self._take():
+            await self._send({"type": "websocket.send", "text": chunk})
+        self._look()
+
+    def _take(self) -> Sequence[Chunk]:
+        chunks: Sequence[Chunk] = self._outbox.take()
+        if len(chunks) > 1:
+            joined = self._outbox.wire.join(chunks)
+            if joined is not None:
+                self._rounds.gathered = True
+                return (joined,)
+        return chunks
+
+    def _look(self) -> None:
+        """Nothing is being sent: stand in line if there is more."""
+        self._rounds.leave(self)
+        if self._outbox.queue:
+            self._rounds.enter(self)
+            return
+        self._idle = True
+        if self._last:
+            self._done.set()
 
     async def finish(self) -> None:
         """Write what waits, and no more."""
         self._last = True
-        self.wake()
-        await self._done.wait()
+        if not self._idle:
+            await self._done.wait()
 
     def stop(self) -> None:
         """Write nothing more."""

@@ -21,12 +21,13 @@ class Loop:
         self.later.append(call)
 
     def turn(self) -> list[Sender]:
-        """Return who began in the next turn."""
+        """Return who is let begin in the next turn, and does so in the one after it."""
         self.began = []
-        calls = self.soon[:]
-        self.soon.clear()
-        for call in calls:
-            call()
+        for _ in range(2):
+            calls = self.soon[:]
+            self.soon.clear()
+            for call in calls:
+                call()
         return self.began
 
     def wait(self) -> None:

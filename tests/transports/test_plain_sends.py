@@ -1,5 +1,5 @@
-"""Through ASGI's `send`: what is published while others are sent to shares a send, in order; who
-takes nothing holds nobody."""
+"""Through ASGI's `send`, which may have to wait or not: what is published while others are sent to
+shares a send, in order; who takes nothing holds nobody."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from starlette_realtime import AnonymousAuth, Realtime
+from starlette_realtime import AnonymousAuth, CloseConnection, Member, Realtime, Room
 from starlette_realtime.transports import websocket
 from tests.support.loops import both_loops
 from tests.support.wsclient import SUBPROTOCOL
 from tests.transports.helpers import make_realtime
 
 pytestmark = [pytest.mark.anyio, both_loops]
+either = pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "taking turns"])
 
 
 class Client:
-    """A client behind a server that takes a turn of the event loop for each message, either way."""
+    """A client behind a server that takes a turn of the event loop for each message that arrives,
+    and, unless it is `prompt`, for each one that is sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: bool) -> None:
+        self.prompt = prompt
         self.frames: list[str] = []
         self.closed: int | None = None
         self.stuck = False
+        self.gone = False
         self._connected = False
         self._said: deque[str] = deque()
         self._news = anyio.Event()
@@ -67,9 +71,12 @@ class Client:
             self.closed = message["code"]
             self._news.set()
         elif message["type"] == "websocket.send":
+            if self.gone:
+                raise OSError("gone")
             if self.stuck:
                 await anyio.sleep_forever()
-            await checkpoint()
+            if not self.prompt:
+                await checkpoint()
             self.frames.append(message["text"])
 
 
@@ -80,9 +87,16 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def room_of(count: int, **options: Any) -> AsyncIterator[list[Client]]:
+async def room_of(count: int, *, prompt: bool, **options: Any) -> AsyncIterator[list[Client]]:
     realtime: Realtime = make_realtime(auth=AnonymousAuth(), shutdown_timeout=1, **options)
-    realtime.room("{name}", presence="counts")
+    room = realtime.room("{name}", presence="counts")
+
+    @room.on("last")
+    async def last(room: Room, member: Member) -> None:
+        for number in range(10):
+            await room.publish("broadcast", number)
+        raise CloseConnection(4000)
+
     scope = {
         "type": "websocket",
         "path": "/ws",
@@ -90,7 +104,7 @@ async def room_of(count: int, **options: Any) -> AsyncIterator[list[Client]]:
         "query_string": b"",
         "subprotocols": [SUBPROTOCOL],
     }
-    clients = [Client() for _ in range(count)]
+    clients = [Client(prompt) for _ in range(count)]
     async with realtime.run(), anyio.create_task_group() as tasks:
         for client in clients:
             tasks.start_soon(realtime, dict(scope), client.receive, client.send)
@@ -106,8 +120,9 @@ def broadcasts(numbers: range, pad: str = "") -> list[dict[str, Any]]:
     return [{"type": "broadcast", "room": "r", "data": [n, pad]} for n in numbers]
 
 
-async def test_what_comes_during_a_round_shares_the_next_ones_sends() -> None:
-    async with room_of(300) as clients:
+@either
+async def test_what_comes_during_a_round_shares_the_next_ones_sends(prompt: bool) -> None:
+    async with room_of(300, prompt=prompt) as clients:
         before = sum(len(client.frames) for client in clients)
         clients[0].say(*broadcasts(range(64)))
         await until(lambda: all(len(client.heard) == 64 for client in clients))
@@ -117,11 +132,12 @@ async def test_what_comes_during_a_round_shares_the_next_ones_sends() -> None:
         assert sends < 300 * 64 / 4
 
 
+@either
 async def test_clients_that_take_nothing_hold_nobody_and_are_sent_away(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, prompt: bool
 ) -> None:
     monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.2)
-    async with room_of(200, max_queued=20_000) as clients:
+    async with room_of(200, prompt=prompt, max_queued=20_000) as clients:
         stuck, well = clients[:150], clients[150:]
         for client in stuck:
             client.stuck = True
@@ -132,3 +148,40 @@ async def test_clients_that_take_nothing_hold_nobody_and_are_sent_away(
             assert [n for n, _ in client.heard] == list(range(50))
             assert client.closed is None
         await until(lambda: all(client.closed == 4502 for client in stuck))
+
+
+@either
+async def test_who_is_slow_for_a_while_gets_all_in_order(prompt: bool) -> None:
+    async with room_of(3, prompt=prompt) as clients:
+        slow, *others = clients
+        for start in range(0, 30, 10):
+            slow.prompt = not prompt
+            clients[-1].say(*broadcasts(range(start, start + 5)))
+            await until(lambda: len(others[0].heard) == start + 5)  # noqa: B023
+            slow.prompt = prompt
+            clients[-1].say(*broadcasts(range(start + 5, start + 10)))
+            await until(lambda: len(others[0].heard) == start + 10)  # noqa: B023
+        await until(lambda: len(slow.heard) == 30)
+        for client in clients:
+            assert [n for n, _ in client.heard] == list(range(30))
+
+
+@either
+async def test_a_send_that_fails_ends_with_its_connection(prompt: bool) -> None:
+    async with room_of(3, prompt=prompt) as clients:
+        clients[0].gone = True
+        clients[1].say(*broadcasts(range(5)))
+        await until(lambda: all(len(client.heard) == 5 for client in clients[1:]))
+        clients[0].hang_up()
+        clients[1].say(*broadcasts(range(5, 10)))
+        await until(lambda: all(len(client.heard) == 10 for client in clients[1:]))
+
+
+@either
+async def test_what_was_sent_before_the_close_arrives_before_it(prompt: bool) -> None:
+    async with room_of(3, prompt=prompt) as clients:
+        clients[0].say({"type": "last", "room": "r"})
+        await until(lambda: clients[0].closed is not None)
+        assert clients[0].closed == 4000
+        assert clients[0].heard == list(range(10))
+        assert clients[1].closed is None

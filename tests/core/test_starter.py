@@ -1,0 +1,135 @@
+"""Work that begins in a callback, in the name of a task that goes on with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from starlette_realtime.core.turns import Starter
+
+pytestmark = pytest.mark.anyio
+
+
+async def in_a_callback(starter: Starter, work: Coroutine[Any, Any, None]) -> None:
+    """Start `work` where no task is the current one."""
+    started = asyncio.Event()
+
+    def start() -> None:
+        starter.start(work)
+        started.set()
+
+    asyncio.get_running_loop().call_soon(start)
+    await started.wait()
+
+
+@asynccontextmanager
+async def started() -> AsyncIterator[tuple[Starter, asyncio.Task[None]]]:
+    """A starter with a task that goes on with what it starts."""
+    starter = Starter()
+
+    async def run() -> None:
+        while True:
+            await starter.run()
+
+    task = asyncio.create_task(run())
+    await checkpoint()
+    yield starter, task
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await checkpoint()
+
+
+async def test_work_begins_at_once_and_goes_on_in_the_same_task_and_context() -> None:
+    seen: list[asyncio.Task[Any] | None] = []
+    name = ContextVar("name", default="")
+
+    async def work(wait: asyncio.Future[str] | None) -> None:
+        seen.append(asyncio.current_task())
+        token = name.set("work")
+        if wait is not None:
+            seen.append(asyncio.current_task() if await wait == "done" else None)
+            assert name.get() == "work"
+            await asyncio.sleep(0)
+        name.reset(token)
+        seen.append(asyncio.current_task())
+
+    async with started() as (starter, task):
+        await in_a_callback(starter, work(None))
+        assert seen == [task] * 2
+        wait: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        await in_a_callback(starter, work(wait))
+        assert seen == [task] * 3
+        wait.set_result("done")
+        await until(lambda: len(seen) == 5)
+        # And again, after work that had to wait.
+        await in_a_callback(starter, work(None))
+        assert seen == [task] * 7
+        assert name.get() == ""
+
+
+async def test_a_timeout_around_a_wait_ends_the_wait_alone() -> None:
+    ended: list[str] = []
+
+    async def work() -> None:
+        try:
+            with anyio.fail_after(0.01):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            ended.append("too late")
+
+    async with started() as (starter, task):
+        for number in (1, 2):
+            await in_a_callback(starter, work())
+            await until(lambda: len(ended) == number)  # noqa: B023
+        assert not task.done() and not task.cancelling()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_who_cancels_the_task_cancels_what_its_work_waits_for(at_once: bool) -> None:
+    loop = asyncio.get_running_loop()
+    wait: asyncio.Future[None] = loop.create_future()
+    ended: list[bool] = []
+
+    async def work() -> None:
+        try:
+            await wait
+        finally:
+            ended.append(wait.cancelled())
+
+    async with started() as (starter, task):
+        if at_once:
+            # The task has not heard of the work yet.
+            loop.call_soon(starter.start, work())
+            loop.call_soon(task.cancel)
+        else:
+            await in_a_callback(starter, work())
+            await checkpoint()
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == [True]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_what_work_raises_the_task_raises(waits: bool) -> None:
+    async def work() -> None:
+        if waits:
+            await checkpoint()
+        raise OSError("away")
+
+    async with started() as (starter, task):
+        await in_a_callback(starter, work())
+        with pytest.raises(OSError, match="away"):
+            await task
