@@ -64,7 +64,7 @@ from .room import Room
 from .router import RoomType
 from .runtime import Runtime, fitting
 from .session import Member, Session
-from .turns import is_cancelled
+from .turns import Deadlines, is_cancelled, soon
 
 logger = logging.getLogger("starlette_realtime")
 
@@ -152,6 +152,8 @@ class Engine:
             name for room_type in namespace.router.types for name in room_type.handlers
         }
         self._retention: dict[RoomType, Retention] = {}
+        # Of the app's functions.
+        self.deadlines = Deadlines(soon(), self.options.handler_timeout)
         self.rooms = Membership(self)
         self.lobby = Lobby(self)
         self.gatherer = Gatherer(self)
@@ -328,7 +330,7 @@ class Engine:
             await self._take_turn()
             connection = session.connection
             try:
-                with anyio.move_on_after(self.options.handler_timeout) as connection.handling:
+                with self.deadlines.scope() as connection.handling:
                     result = await handler(call)
                     self._ack(session, command, result)
                     return
@@ -549,7 +551,7 @@ class Engine:
 
     def publish(self, room: Room, draft: Draft) -> Awaitable[Published]:
         """Publish into a room."""
-        kept = self.retention(room.type)
+        kept = self._retention.get(room.type) or self.retention(room.type)
         if not kept.size and draft.lane is Lane.HISTORY:
             draft = msgspec.structs.replace(draft, lane=Lane.NONE)
         slow = room.type.options.slow

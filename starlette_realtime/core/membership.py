@@ -172,7 +172,7 @@ class Membership:
         for authorize in member.room_type.authorizers:
             call = member.room_type.call(member)
             allowed: object = None
-            with anyio.move_on_after(self.options.handler_timeout) as scope:
+            with self.engine.deadlines.scope() as scope:
                 allowed = await authorize(call)
             if scope.cancelled_caught:
                 raise TimedOut

@@ -27,6 +27,17 @@ def soon() -> Soon:
         return trio.lowlevel.current_trio_token().run_sync_soon
 
 
+def clock() -> Callable[[], float]:
+    """Return the running loop's own clock, which the deadlines of its cancel scopes go by. To be
+    called where no task runs, too: there AnyIO's takes a hundred times as long."""
+    try:
+        return asyncio.get_running_loop().time
+    except RuntimeError:
+        import trio
+
+        return trio.current_time
+
+
 def current_task() -> object:
     """Return the running task: the same object as long as it lives."""
     try:
@@ -45,6 +56,35 @@ def is_cancelled() -> bool:
     except RuntimeError:
         return True
     return task is None or task.cancelling() > 0
+
+
+class Deadlines:
+    """Cancel scopes that last for so many seconds, as those of `anyio.move_on_after`.
+
+    A timer of the event loop takes as long as dozens of calls, and most of what the app does for a
+    message is done in the turn in which it begins: only what lasts longer gets one.
+    """
+
+    def __init__(self, soon: Soon, seconds: float) -> None:
+        self._soon = soon
+        self._seconds = seconds
+        self._clock = clock()
+        self._begun: list[anyio.CancelScope] = []
+
+    def scope(self) -> anyio.CancelScope:
+        """Return a scope, to be entered at once."""
+        if not self._begun:
+            self._soon(self._set)
+        scope = anyio.CancelScope()
+        self._begun.append(scope)
+        return scope
+
+    def _set(self) -> None:
+        begun, self._begun = self._begun, []
+        deadline = self._clock() + self._seconds
+        for scope in begun:
+            # To one that is over it means nothing.
+            scope.deadline = deadline
 
 
 class Bell(Protocol):

@@ -446,13 +446,12 @@ class WebSocketConnection(Connection):
             session.engine.refuse(session, command.error, command.id)
             return
         kind = command.type
-        if kind != "pong":
-            self.active = self.heard
-        if kind == "ack":
-            self._answer(command)
-            return
         if kind == "pong":
             self.sessions["/"].engine.small_talk(self.sessions["/"])
+            return
+        self.active = self.heard
+        if kind == "ack":
+            self._answer(command)
             return
         self._busy = True
         try:

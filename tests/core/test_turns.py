@@ -6,7 +6,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from starlette_realtime.core.turns import OncePerTurn, soon
+from starlette_realtime.core.turns import Deadlines, OncePerTurn, soon
 from tests.support.loops import both_loops
 
 pytestmark = [pytest.mark.anyio, both_loops]
@@ -118,3 +118,34 @@ async def test_a_read_that_fails_leaves_the_next_one_alone() -> None:
         except OSError as error:
             raised.append(str(error))
     assert (raised, answers) == (["away"], ["answer"])
+
+
+async def test_what_lasts_too_long_is_cancelled_and_nothing_else() -> None:
+    deadlines = Deadlines(soon(), 0.05)
+    with deadlines.scope() as over:
+        pass
+    with deadlines.scope() as waiting:
+        await checkpoint()
+    ended: list[bool] = []
+
+    async def hang() -> None:
+        with deadlines.scope() as scope:
+            await anyio.sleep_forever()
+        ended.append(scope.cancelled_caught)
+
+    began = anyio.current_time()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(hang)
+    assert ended == [True] * 3
+    assert anyio.current_time() - began >= 0.04
+    assert not over.cancel_called
+    assert not waiting.cancel_called
+
+
+async def test_who_cancels_earlier_is_not_undone_by_the_deadline() -> None:
+    with Deadlines(soon(), 100.0).scope() as scope:
+        scope.cancel()
+        await anyio.sleep_forever()
+    assert scope.cancelled_caught
