@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from typing import Protocol
 
 from .outbox import Chunk, Outbox
-from .uring import WriteAll, write_each
+from .writing import WriteAll, write_each
 
 
 class Receiver(Protocol):
@@ -111,5 +111,4 @@ class Group(dict[Outbox, Receiver]):
         ready = self._ready
         for outbox, sent in [(ready[place], sent) for place, sent in short]:
             # The transport keeps what the socket did not take, and tells when it has gone.
-            if outbox.direct is not None and not outbox.direct(chunk[sent:]):
-                outbox.stall()
+            outbox.push(chunk[sent:])

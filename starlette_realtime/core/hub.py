@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import partial
 
 from ..events import Position, Publication
@@ -23,7 +23,7 @@ from .limiter import SharedBucket
 from .outbox import Chunk, Framed, Outbox, Wire
 from .recovery import Gap, merge
 from .turns import Soon
-from .uring import WriteAll, write_each
+from .writing import WriteAll, write_each
 
 MAX_BUFFERED = 4096
 """Publications kept for a session that is joining, or a channel that heals."""
@@ -436,16 +436,7 @@ class Hub:
             done = own.keys() & group.keys()
             for outbox in done:
                 self._write_own(outbox, own.pop(outbox), messages, run)
-            if len(chunks) == 1:
-                rest = group.write(chunks[0], done, self.write_all)
-                self.writes += len(group) - len(rest) - len(done)
-            else:
-                rest = [outbox for outbox in group if outbox not in done]
-            for outbox in rest:
-                if outbox.congested:
-                    self._write_slowly(outbox, messages, run)
-                else:
-                    self._write(outbox, chunks)
+            self._write_group(group, chunks, done, messages, run)
         # Those that are left are not members.
         for outbox, theirs in own.items():
             self._write_own(outbox, theirs, [], [])
@@ -456,10 +447,12 @@ class Hub:
         log: list[tuple[Channel, Publication]],
         own: dict[Outbox, _Own],
     ) -> None:
+        several = _in_several(dirty)
         if not _one_after_the_other(log):
             # Who is in several of these rooms must not get them room by room.
-            for outbox in _in_several(dirty):
+            for outbox in several:
                 own.setdefault(outbox, _Own())
+        apart = several | own.keys()
         encoded: dict[tuple[Channel, Wire], list[bytes]] = {}
         runs: dict[Outbox, list[Chunk]] = {}
         for channel in dirty:
@@ -468,8 +461,10 @@ class Hub:
                 messages = encoded[channel, wire] = self._encode(channel, wire, run)
                 chunks = wire.frames(messages)
                 self.delivered += len(run) * len(group)
-                for outbox in group:
-                    if own and outbox in own:
+                done = apart & group.keys()
+                self._write_group(group, chunks, done, messages, run)
+                for outbox in done:
+                    if outbox in own:
                         continue
                     if outbox.congested:
                         self._write_slowly(outbox, messages, run)
@@ -500,6 +495,26 @@ class Hub:
             moved.skips = skips
             moved.messages = [(shift[number], message) for number, message in theirs.messages]
             self._write_own(outbox, moved, messages, publications)
+
+    def _write_group(
+        self,
+        group: Group,
+        chunks: Sequence[Chunk],
+        done: Set[Outbox],
+        messages: list[bytes],
+        run: list[Publication],
+    ) -> None:
+        """Write a channel's run to the members of a group, but for those in `done`."""
+        if len(chunks) == 1:
+            rest = group.write(chunks[0], done, self.write_all)
+            self.writes += len(group) - len(rest) - len(done)
+        else:
+            rest = [outbox for outbox in group if outbox not in done]
+        for outbox in rest:
+            if outbox.congested:
+                self._write_slowly(outbox, messages, run)
+            else:
+                self._write(outbox, chunks)
 
     def _write_own(
         self, outbox: Outbox, own: _Own, messages: list[bytes], run: list[Publication]

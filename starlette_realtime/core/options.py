@@ -32,7 +32,7 @@ class Options:
     resume_window: float = 120.0
     """How long a session outlives its connection."""
     io_uring: bool = True
-    """Whether broadcasts are written by Linux's io_uring, where the server's sockets and the system
+    """Whether a room's messages are written by Linux's io_uring, where the server and the system
     allow it."""
 
     # Rooms

@@ -8,7 +8,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from .options import Options
 from .session import Connection, Session
 from .timers import Timer, Timers
 from .turns import Locks, OncePerTurn, soon
-from .uring import open_ring
+from .writing import Writes
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -549,10 +549,8 @@ async def running(
     """
     async with AsyncExitStack() as stack:
         runtime = Runtime(options, stores)
-        ring = open_ring() if options.io_uring else None
-        if ring is not None:
-            stack.callback(ring.close)
-            runtime.hub.write_all = ring.write
+        writes = stack.enter_context(closing(Writes(io_uring=options.io_uring)))
+        runtime.hub.write_all = writes.write_all
         try:
             await stack.enter_async_context(stores.broker.run(runtime.hub))
             await stack.enter_async_context(stores.presence.run())

@@ -285,7 +285,9 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
             logger.log(TRACE_LOG_LEVEL, "%sWebSocket %s", prefix, what)
 
     def eof_received(self) -> None:
-        """A client that closes its half of the connection has gone."""
+        """A client that closes its half of the connection has gone: asyncio ends the other half."""
+        if self._attached is not None:
+            self._attached.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _buffers.view

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -32,6 +33,10 @@ class Peer:
     def _write(self, chunk: Chunk) -> bool:
         self.direct.append(chunk)
         return True
+
+    def refuse(self, chunk: Chunk) -> bool:
+        self.direct.append(chunk)
+        return False
 
     def heard(self) -> bytes:
         os.set_blocking(self.here, False)
@@ -85,6 +90,23 @@ def test_who_has_the_descriptor_of_one_that_has_gone_stays_fast(
     heir.heard()
     group.write(b"y", set())
     assert (heir.heard(), heir.direct) == (b"y", [])
+
+
+def test_what_a_socket_did_not_take_goes_the_ordinary_way(peers: list[Peer]) -> None:
+    group = group_of(peers)
+    took = {1: 0, 3: 2, len(peers) - 1: 4}
+
+    def write_all(descriptors: array[int], chunk: bytes) -> list[tuple[int, int]]:
+        return list(took.items())
+
+    peers[3].outbox.write = peers[3].refuse
+    peers[3].outbox.direct = peers[3].refuse
+    assert group.write(b"hello", set(), write_all) == []
+    for number, peer in enumerate(peers):
+        assert peer.direct == ([b"hello"[took[number] :]] if number in took else [])
+    # Who takes no more is written to no more, until its transport says so.
+    assert group.write(b"again", set()) == [peers[3].outbox]
+    assert peers[4].heard() == b"again"
 
 
 def _steps(call: Callable[[], object]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from starlette_realtime.core.group import FAST_FROM
 from starlette_realtime.core.hub import MAX_BUFFERED, Channel, Hub
 from starlette_realtime.core.options import Options
 from starlette_realtime.events import Position, Publication
@@ -102,6 +104,35 @@ def test_a_direct_message_stands_where_it_was_handed_over() -> None:
     assert ann.heard() == ["before", 1, "between", 2, "after"]
     assert bob.heard() == [1, 2]
     assert ann.socket.writes == 1
+
+
+def test_rooms_that_speak_in_one_turn_are_each_written_to_as_a_whole() -> None:
+    turn = Turn()
+    people = [Someone(f"{room}{n}") for room in "ab" for n in range(FAST_FROM)]
+    both = Someone("both")
+    for number, one in enumerate([*people, both]):
+        one.outbox.descriptor = number
+    half = len(people) // 2
+    turn.room("a", *people[:half], both)
+    turn.room("b", *people[half:], both)
+    written: list[tuple[list[int], Any]] = []
+
+    def write_all(descriptors: array[int], chunk: Any) -> list[tuple[int, int]]:
+        written.append((sorted(descriptors), chunk))
+        return []
+
+    turn.hub.write_all = write_all
+    turn.announce("a", 1, data=b"11")
+    turn.announce("b", 1, data=b"21")
+    turn.announce("a", 2, data=b"12")
+    turn.end()
+    (first, in_a), (second, in_b) = written
+    assert (first, second) == (list(range(half)), list(range(half, half * 2)))
+    assert in_a.count('"offset"') == 2 and in_b.count('"offset"') == 1
+    # Who is in both gets all in its order, by one write of its own.
+    assert both.heard() == [11, 21, 12]
+    assert both.socket.writes == 1
+    assert turn.hub.writes == len(people) + 1
 
 
 def test_who_is_left_out() -> None:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -13,19 +14,20 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from starlette_realtime import Options, Realtime
 from starlette_realtime.auth import AnonymousAuth
 from starlette_realtime.core import uring
-from starlette_realtime.core.uring import (
-    ENTRIES,
+from starlette_realtime.core.uring import ENTRIES, Ring
+from starlette_realtime.core.writing import (
     LARGE,
     WORTHWHILE,
-    Ring,
     Short,
     WriteAll,
+    Writes,
     open_ring,
     write_each,
 )
@@ -54,11 +56,10 @@ def offered() -> bool:
 @pytest.fixture(params=["one by one", "as here"])
 def write_all(request: pytest.FixtureRequest, offered: bool) -> Iterator[WriteAll]:
     """Each way: where the system has no io_uring, there is one."""
-    ring = open_ring() if request.param == "as here" else None
-    assert (ring is not None) == (offered and request.param == "as here")
-    yield write_each if ring is None else ring.write
-    if ring is not None:
-        ring.close()
+    writes = Writes(io_uring=request.param == "as here")
+    yield writes.write_all
+    assert (writes._ring is not None) == (offered and request.param == "as here")
+    writes.close()
 
 
 class Pair:
@@ -98,12 +99,23 @@ def pairs() -> Iterator[list[Pair]]:
         pair.there.close()
 
 
+@pytest.fixture
+def ring() -> Iterator[Ring | None]:
+    """None where the system has no io_uring."""
+    opened = open_ring(LARGE)
+    yield opened
+    if opened is not None:
+        opened.close()
+
+
 def descriptors_of(pairs: list[Pair]) -> array[int]:
     return array("i", [pair.here.fileno() for pair in pairs])
 
 
 @pytest.mark.parametrize("count", [1, WORTHWHILE, ENTRIES - 1, ENTRIES, ENTRIES + 1, 1300])
 def test_all_get_everything_in_order(write_all: WriteAll, pairs: list[Pair], count: int) -> None:
+    write_all(descriptors_of(pairs), b"once")
+    assert {pair.arrived() for pair in pairs} == {b"once"}
     descriptors = descriptors_of([pairs[number % MANY] for number in range(count)])
     for turn in range(5):
         assert write_all(descriptors, b"turn %d;" % turn) == []
@@ -114,6 +126,8 @@ def test_all_get_everything_in_order(write_all: WriteAll, pairs: list[Pair], cou
 
 @pytest.mark.parametrize("size", [0, 1, 1000, LARGE - 1, LARGE, LARGE + 1])
 def test_chunks_of_any_size(write_all: WriteAll, pairs: list[Pair], size: int) -> None:
+    write_all(descriptors_of(pairs), b"once")
+    assert {pair.arrived() for pair in pairs} == {b"once"}
     chunk = os.urandom(size)
     assert write_all(descriptors_of(pairs), chunk) == []
     assert {pair.arrived() for pair in pairs} == {chunk}
@@ -149,7 +163,6 @@ def test_who_takes_less_is_told_with_how_much_it_took(
 
 
 def test_who_has_gone_disturbs_nobody(write_all: WriteAll, pairs: list[Pair]) -> None:
-    # A signal would end this process.
     for pair in pairs[::3]:
         pair.there.close()
     short = write_all(descriptors_of(pairs), b"hello")
@@ -158,24 +171,55 @@ def test_who_has_gone_disturbs_nobody(write_all: WriteAll, pairs: list[Pair]) ->
     assert {pair.arrived() for pair in stayed} == {b"hello"}
 
 
-def test_after_the_end_all_is_written_still(pairs: list[Pair]) -> None:
-    ring = open_ring()
-    if ring is not None:
-        ring.close()
-        assert ring.write(descriptors_of(pairs), b"late") == []
-        assert {pair.arrived() for pair in pairs} == {b"late"}
+def test_who_has_gone_raises_no_signal(ring: Ring | None, pairs: list[Pair]) -> None:
+    raised: list[int] = []
+    before = signal.signal(signal.SIGPIPE, lambda number, frame: raised.append(number))
+    try:
+        pairs[0].there.close()
+        if ring is not None:
+            assert ring.write(descriptors_of(pairs), b"hello") == [(0, 0)]
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert raised == []
+
+
+def test_after_the_end_all_is_written_still(ring: Ring | None, pairs: list[Pair]) -> None:
+    writes = Writes(io_uring=True)
+    assert writes.write_all(descriptors_of(pairs), b"first") == []
+    writes.close()
+    writes.close()
+    assert writes.write_all(descriptors_of(pairs), b"last") == []
+    assert {pair.arrived() for pair in pairs} == {b"firstlast"}
+
+
+def test_a_process_that_was_forked_off_leaves_the_ring_alone(pairs: list[Pair]) -> None:
+    writes = Writes(io_uring=True)
+    descriptors = descriptors_of(pairs)
+    writes.write_all(descriptors, b"parent;")
+    child = os.fork()
+    if not child:
+        failed = True
+        with suppress(BaseException):
+            # What any use of it would raise for.
+            writes._ring = writes._ring and SimpleNamespace(closed=False)  # type: ignore[assignment]
+            failed = writes.write_all(descriptors, b"child;") != []
+        os._exit(failed)
+    assert os.waitpid(child, 0)[1] == 0
+    writes.write_all(descriptors, b"parent")
+    assert {pair.arrived() for pair in pairs} == {b"parent;child;parent"}
+    writes.close()
 
 
 @pytest.mark.parametrize("takes", [0, 1, MANY - 1, -1])
 def test_what_the_kernel_does_not_take_is_written_all_the_same(
-    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, takes: int
+    ring: Ring | None, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, takes: int
 ) -> None:
-    ring = open_ring()
     if ring is None:
         return
     enter = ring._syscall
 
     def poor(number: int, descriptor: int, count: int, *rest: int) -> int:
+        ctypes.set_errno(errno.EAGAIN)
         return enter(number, descriptor, takes, *rest) if takes > 0 else takes
 
     for turn in range(3 * ENTRIES // MANY):
@@ -185,13 +229,53 @@ def test_what_the_kernel_does_not_take_is_written_all_the_same(
         monkeypatch.setattr(ring, "_syscall", poor if turn % 2 else enter)
         assert ring.write(descriptors_of(pairs), chunk) == [(0, 0)]
         assert {pair.arrived() for pair in pairs[1:]} == {chunk}
-    ring.close()
+    assert not ring.closed
+
+
+def test_a_ring_that_is_forbidden_later_is_given_up(ring: Ring | None, pairs: list[Pair]) -> None:
+    if ring is None:
+        return
+    ring._syscall = refused(errno.EPERM)
+    assert ring.write(descriptors_of(pairs), b"one by one") == []
+    assert ring.closed
+    assert ring.write(descriptors_of(pairs), b", then on") == []
+    assert {pair.arrived() for pair in pairs} == {b"one by one, then on"}
+
+
+class Interrupted(Exception):
+    """As a signal's handler raises it."""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_call_that_is_broken_off_leaves_nothing_behind(
+    ring: Ring | None, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    if ring is None:
+        return
+    enter = ring._syscall
+
+    def interrupted(*arguments: int) -> int:
+        if when == "after":
+            enter(*arguments)
+        raise Interrupted
+
+    room, other = pairs[: MANY // 2], pairs[MANY // 2 :]
+    room[0].there.close()
+    for turn in range(2 * ENTRIES // MANY):
+        monkeypatch.setattr(ring, "_syscall", interrupted)
+        with pytest.raises(Interrupted):
+            ring.write(descriptors_of(room), b"secret %d" % turn)
+        monkeypatch.setattr(ring, "_syscall", enter)
+        for pair in room[1:]:
+            assert pair.arrived() == (b"secret %d" % turn if when == "after" else b"")
+        assert ring.write(descriptors_of(other), b"public %d" % turn) == []
+        assert {pair.arrived() for pair in other} == {b"public %d" % turn}
+        assert {pair.arrived() for pair in room[1:]} == {b""}
 
 
 def test_however_many_there_are_the_kernel_is_called_once(
-    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+    ring: Ring | None, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring = open_ring()
     if ring is None:
         return
     enter, counted, entered = ring._syscall, [0], []
@@ -214,7 +298,6 @@ def test_however_many_there_are_the_kernel_is_called_once(
         finally:
             sys.setprofile(None)
         steps.append(counted[0])
-    ring.close()
     assert entered == [WORTHWHILE, ENTRIES - WORTHWHILE]
     assert steps[0] == steps[1] < 20
 
@@ -243,7 +326,38 @@ def test_where_the_kernel_refuses_there_is_none(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(uring, "_system_call", lambda: refused(number))
-    assert open_ring() is None
+    assert open_ring(LARGE) is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AttributeError, MemoryError, ImportError])
+def test_whatever_goes_wrong_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fails(*_: object) -> None:
+        raise error("not today")
+
+    rings = open_rings()
+    for part in ("works", "_system_call"):
+        monkeypatch.setattr(uring, part, fails)
+        assert open_ring(LARGE) is None
+        assert open_rings() == rings
+
+
+@pytest.mark.parametrize("missing", ["ctypes", "socket.MSG_DONTWAIT", "socket.MSG_NOSIGNAL"])
+def test_what_only_a_ring_needs_may_be_missing(missing: str) -> None:
+    # On Windows, for example, the constants are.
+    program = """
+import sys, socket
+if sys.argv[1] == "ctypes":
+    sys.modules["ctypes"] = None
+else:
+    delattr(socket, sys.argv[1].partition(".")[2])
+import starlette_realtime
+from starlette_realtime.core.writing import open_ring
+print(open_ring(1000))
+"""
+    said = subprocess.check_output([sys.executable, "-c", program, missing], text=True)
+    assert said == "None\n"
 
 
 def forgets_short_ones(ring: Ring, descriptors: array[int], chunk: bytes) -> Short:
@@ -265,7 +379,7 @@ def test_one_that_does_not_work_is_not_used(
 ) -> None:
     open_before = open_rings()
     monkeypatch.setattr(Ring, "write", broken)
-    assert open_ring() is None
+    assert open_ring(LARGE) is None
     assert open_rings() == open_before
 
 
@@ -273,7 +387,8 @@ def test_a_process_under_a_filter_does_not_try() -> None:
     # Even one that allows everything: what it forbids may be forbidden on pain of death.
     program = """
 import ctypes
-from starlette_realtime.core import uring
+import threading
+from starlette_realtime.core import writing
 
 class Filter(ctypes.Structure):
     _fields_ = [("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte),
@@ -286,29 +401,35 @@ RETURN, ALLOW, NO_NEW_PRIVILEGES, SECCOMP, FILTER = 6, 0x7FFF0000, 38, 22, 2
 prctl = ctypes.CDLL(None).prctl
 prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 one = Filter(RETURN, 0, 0, ALLOW)
-assert prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0
 filters = Program(1, ctypes.pointer(one))
-assert prctl(SECCOMP, FILTER, ctypes.addressof(filters), 0, 0) == 0
-print(uring.open_ring())
+
+def confined():
+    assert prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0
+    assert prctl(SECCOMP, FILTER, ctypes.addressof(filters), 0, 0) == 0
+    print(writing.open_ring(1000))
+
+# A filter is a thread's.
+thread = threading.Thread(target=confined)
+thread.start()
+thread.join()
 """
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "None\n"
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("wanted", [True, False])
-async def test_an_option_turns_it_off(offered: bool, wanted: bool) -> None:
+async def test_it_is_opened_when_it_is_needed_and_wanted(
+    offered: bool, wanted: bool, pairs: list[Pair]
+) -> None:
     realtime = Realtime("memory://", auth=AnonymousAuth(), options=Options(io_uring=wanted))
+    before, descriptors = open_rings(), descriptors_of(pairs)
     async with realtime.run():
         assert realtime._running is not None
-        one_by_one = realtime._running.runtime.hub.write_all is write_each
-    assert one_by_one == (not (wanted and offered))
-
-
-def test_nothing_stays_open_when_it_ends() -> None:
-    open_before = open_rings()
-    for _ in range(3):
-        ring = open_ring()
-        if ring is not None:
-            ring.close()
-        del ring
-    assert open_rings() == open_before
+        hub = realtime._running.runtime.hub
+        hub.write_all(descriptors[: WORTHWHILE - 1], b"few;")
+        assert open_rings() == before
+        hub.write_all(descriptors, b"many;")
+        assert (open_rings() > before) == (wanted and offered)
+    assert open_rings() == before
+    hub.write_all(descriptors, b"late")
+    assert pairs[0].arrived() == b"few;many;late"

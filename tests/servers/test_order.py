@@ -19,10 +19,10 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from starlette_realtime.core import uring
+from starlette_realtime.core import writing
 from starlette_realtime.core.group import FAST_FROM, Group
 from starlette_realtime.core.outbox import Outbox
-from starlette_realtime.core.uring import WriteAll, open_ring, write_each
+from starlette_realtime.core.writing import WriteAll, Writes
 from starlette_realtime.servers.uvicorn import EXTENSION, RealtimeProtocol
 from starlette_realtime.wires import native as wires
 
@@ -129,8 +129,9 @@ async def play(steps: list[tuple[str, int, int]], write_all: WriteAll) -> None:
             else:
                 await asyncio.sleep(0)
         for end in ends:
-            while end.read() or end.outbox.queue or not end.writer._writable:
-                await asyncio.sleep(0)
+            async with asyncio.timeout(10):
+                while end.read() or end.outbox.queue or not end.writer._writable:
+                    await asyncio.sleep(0)
             closing: Message = {"type": "websocket.close", "code": 4410, "reason": "over"}
             await end.send(closing)
             async with asyncio.timeout(10):
@@ -167,10 +168,9 @@ STEPS = st.lists(
 def test_frames_and_ordinary_sends_keep_their_order(
     way: str, steps: list[tuple[str, int, int]]
 ) -> None:
-    ring = None if way == "one by one" else open_ring()
+    writes = Writes(io_uring=way != "one by one")
     try:
-        with mock.patch.object(uring, "WORTHWHILE", 1):
-            asyncio.run(play(steps, write_each if ring is None else ring.write))
+        with mock.patch.object(writing, "WORTHWHILE", 1):
+            asyncio.run(play(steps, writes.write_all))
     finally:
-        if ring is not None:
-            ring.close()
+        writes.close()
