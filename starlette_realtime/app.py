@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +29,7 @@ from .core.runtime import Runtime, Stores, running
 from .core.session import Member, Session
 from .errors import CloseCode, ConfigurationError
 from .events import Published
+from .servers import hypercorn
 from .settings import (
     ENVIRONMENT,
     check_history,
@@ -37,7 +38,7 @@ from .settings import (
     stores_from_url,
     warn_of_workers,
 )
-from .transports.websocket import WebSocketDoor
+from .transports.websocket import WebSocketDoor, Writer
 
 logger = logging.getLogger("starlette_realtime")
 
@@ -291,9 +292,8 @@ class Realtime(Namespace):
                 await _not_found(scope, receive, send)
                 return
             running = self._running or await self._started()
-            connection = await running.websocket.accept(
-                scope, receive, send, _writer_finder()(scope, send)
-            )
+            writer = _find_writer(scope, send)
+            connection = await running.websocket.accept(scope, receive, send, writer)
             if connection is not None:
                 await connection.run()
             return
@@ -338,13 +338,24 @@ class _Running:
 
 
 @cache
-def _writer_finder() -> Callable[[Scope, Send], Any]:
-    """Return what finds the direct writer of a server that has one."""
-    try:
-        from .servers.uvicorn import find_writer
-    except ImportError:
-        return lambda scope, send: None
-    return find_writer
+def _writer_finders() -> list[Callable[[Scope, Send], Writer | None]]:
+    """Return what finds the direct writers of servers that have one."""
+    finders: list[Callable[[Scope, Send], Writer | None]] = [hypercorn.find_writer]
+    # Needs uvicorn, which need not be there.
+    with suppress(ImportError):
+        from .servers import uvicorn
+
+        finders.insert(0, uvicorn.find_writer)
+    return finders
+
+
+def _find_writer(scope: Scope, send: Send) -> Writer | None:
+    """Return a way past `send`, if there is one."""
+    for find in _writer_finders():
+        writer = find(scope, send)
+        if writer is not None:
+            return writer
+    return None
 
 
 def _static(path: str, request: Request) -> Response:

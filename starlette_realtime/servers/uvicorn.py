@@ -3,26 +3,20 @@
 Run uvicorn with `--ws starlette_realtime.servers.uvicorn:RealtimeProtocol`. With uvicorn's own
 `websockets-sansio` protocol, the default of newer versions, `find_writer` finds such a way as well.
 
-Why it is safe beside ordinary sends: both write whole frames synchronously into the same transport,
-so frames never interleave and keep their order. Our frames are uncompressed, or compressed without
-reference to what came before, which both is valid where compression was negotiated (RFC 7692), and
-all that we send goes this way. A frame is written only between the accepted handshake and the first
-sign of a close.
+Why such a way is safe beside ordinary sends is said in `direct`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from starlette.types import Message, Receive, Scope, Send
@@ -56,6 +50,7 @@ from ..protocols.websocket import (
     read_request,
     respond,
 )
+from .direct import Attached, TransportWriter, owner, unwrapped
 
 try:
     from uvicorn.logging import TRACE_LOG_LEVEL
@@ -85,14 +80,6 @@ READ_AHEAD: Final = 65_536
 """Bytes of messages that may wait for the application before the socket is read no further."""
 CLOSE_TIMEOUT: Final = 10.0
 """Seconds a client gets to answer a close frame, and then to take what is still to be written."""
-
-
-class Attached(Protocol):
-    """What a writer tells of its socket: an outbox."""
-
-    def stall(self) -> None: ...
-    def resume(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class State(Enum):
@@ -742,34 +729,14 @@ def _address(transport: asyncio.Transport, which: str) -> Any:
 # uvicorn's own protocol
 
 
-class SansIOWriter:
+class SansIOWriter(TransportWriter):
     """A direct writer over uvicorn's sans-IO protocol."""
 
-    __slots__ = (
-        "_attached",
-        "_is_closing",
-        "_protocol",
-        "_tls_socket",
-        "_waiter",
-        "_write",
-        "window_bits",
-    )
-
-    descriptor = -1
+    __slots__ = ("_protocol", "window_bits")
 
     def __init__(self, protocol: Any) -> None:
-        transport = protocol.transport
-        # As `RealtimeProtocol.attach` has it.
-        if not is_ssl(transport):
-            transport.set_write_buffer_limits(high=0)
-        # Remembered: asyncio's TLS transport forgets its own when it is closed twice, as uvicorn
-        # does, and can't be aborted any more.
-        self._tls_socket = transport.get_extra_info("socket") if is_ssl(transport) else None
+        super().__init__(protocol.transport)
         self._protocol = protocol
-        self._write = transport.write
-        self._is_closing = transport.is_closing
-        self._attached: Attached | None = None
-        self._waiter: asyncio.Task[None] | None = None
         self.window_bits = max(
             (getattr(extension, "local_max_window_bits", 0) for extension in _extensions(protocol)),
             default=0,
@@ -788,93 +755,42 @@ class SansIOWriter:
         self._write(data)
         if protocol.writable.is_set():
             return True
-        if self._waiter is None:
-            # It does not tell; it can only be waited for.
-            self._waiter = protocol.loop.create_task(self._wait_writable())
+        self._stall()
         return False
 
-    async def _wait_writable(self) -> None:
+    async def _writable(self) -> None:
         await self._protocol.writable.wait()
-        self._waiter = None
-        if self._attached is not None:
-            self._attached.resume()
-
-    def attach(self, outbox: Attached, stop: Callable[[], object]) -> None:
-        """As `RealtimeProtocol.attach`. That uvicorn stops, it does not tell."""
-        self._attached = outbox
-
-    def skim(
-        self, receive: Receive, messages: Sequence[str | bytes], take: Callable[[], bool]
-    ) -> None:
-        """It does not show what arrives."""
-
-    def abort(self) -> None:
-        self._protocol.transport.abort()
-
-    def let_go(self, seconds: float) -> None:
-        """As `RealtimeProtocol.let_go`."""
-        transport = self._protocol.transport
-        if self._tls_socket is not None:
-            self._protocol.loop.call_later(seconds, _cut, transport, self._tls_socket)
-        elif transport.get_write_buffer_size():
-            self._protocol.loop.call_later(seconds, transport.abort)
 
 
 def _extensions(protocol: Any) -> Any:
     return getattr(getattr(protocol, "conn", None), "extensions", ())
 
 
-def _cut(transport: Any, sock: Any) -> None:
-    """End a TLS connection at once, if it has not ended."""
-    transport.abort()
-    # Other event loops' sockets can't be shut down like this, and need not be.
-    with contextlib.suppress(OSError, TypeError):
-        sock.shutdown(socket.SHUT_RDWR)
-
-
+_SANS_IO: Final = "uvicorn.protocols.websockets.websockets_sansio_impl"
 _NEEDED: Final = (
     "close_sent",
     "disconnected",
     "handshake_complete",
-    "loop",
     "transport",
     "writable",
 )
 
 
-def _is_sans_io(protocol: object) -> bool:
-    """Whether it is uvicorn's sans-IO protocol, no subclass, with all that is needed of it. That it
-    need not be imported: with another protocol, `websockets` need not be there."""
-    kind = type(protocol)
-    return (
-        kind.__module__ == "uvicorn.protocols.websockets.websockets_sansio_impl"
-        and kind.__name__ == "WebSocketsSansIOProtocol"
-        and all(hasattr(protocol, name) for name in _NEEDED)
-    )
-
-
-def _unwrapped(send: Any) -> Any:
-    """Starlette wraps `send` for what stands in its router, `Mount` included, only to note that an
-    HTTP response has started: nothing that concerns a WebSocket's messages."""
-    while getattr(send, "__module__", "") == "starlette._exception_handler":
-        try:
-            inner = send.__closure__[send.__code__.co_freevars.index("send")].cell_contents
-        except (AttributeError, TypeError, ValueError):
-            break
-        send = inner
-    return send
-
-
 def find_writer(scope: Scope, send: Send) -> RealtimeProtocol | SansIOWriter | None:
     """Return a direct writer if `send` is the very method of a protocol that has one: then no
     middleware stands between that would have to see each message."""
+    send = unwrapped(send)
     extensions = scope.get("extensions") or {}
     offered = extensions.get(EXTENSION)
-    protocol: object = getattr(_unwrapped(send), "__self__", None)
     if isinstance(offered, RealtimeProtocol):
+        protocol: object = getattr(send, "__self__", None)
         if protocol is not offered:
             return None
         # Before the first is due: who asks for a writer has a heartbeat.
         offered.stop_pinging()
         return offered
-    return SansIOWriter(protocol) if _is_sans_io(protocol) else None
+    # Not imported: with another protocol, `websockets` need not be there.
+    protocol = owner(send, _SANS_IO, "WebSocketsSansIOProtocol")
+    if all(hasattr(protocol, name) for name in _NEEDED):
+        return SansIOWriter(protocol)
+    return None

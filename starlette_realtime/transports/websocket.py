@@ -61,12 +61,14 @@ _NO_SCOPE = nullcontext()
 class Writer(Protocol):
     """A way to the socket past ASGI's `send`."""
 
-    descriptor: int
-    """The socket's file descriptor, if bytes may also be written to it while the outbox is ready
-    and until it is stalled or closed; else -1."""
+    @property
+    def descriptor(self) -> int:
+        """The socket's file descriptor, if bytes may also be written to it while the outbox is
+        ready and until it is stalled or closed; else -1."""
 
-    window_bits: int
-    """The window of the compression that was negotiated, as a base-2 logarithm; 0 for none."""
+    @property
+    def window_bits(self) -> int:
+        """The window of the compression that was negotiated, as a base-2 logarithm; 0 for none."""
 
     def write(self, data: Chunk) -> bool:
         """Write bytes of the socket's protocol; return whether it takes more at once."""

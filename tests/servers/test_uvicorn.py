@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from starlette_realtime import Happening, Member, Realtime, RealtimeMiddleware, Session
+from starlette_realtime import Happening, Member, RealtimeMiddleware, Session
 from starlette_realtime.servers.uvicorn import (
     EXTENSION,
     READ_AHEAD,
@@ -25,6 +25,7 @@ from starlette_realtime.servers.uvicorn import (
     State,
     _Arrivals,
 )
+from tests.servers.helpers import Counting, watched
 from tests.support.ports import Certificate
 from tests.support.server import FAST, LiveServer
 from tests.support.wsclient import NativeClient
@@ -40,19 +41,6 @@ def loaded(app: Any) -> Config:
     config = Config(app, log_config=None)
     config.load()
     return config
-
-
-def watched() -> tuple[Realtime, list[bool]]:
-    """A Realtime, and for each of its connections whether it writes directly."""
-    realtime = make_realtime()
-    realtime.room("{name}")
-    direct: list[bool] = []
-
-    @realtime.on("connection")
-    def connected(happening: Happening) -> None:
-        direct.append(happening.session.outbox.write is not None)
-
-    return realtime, direct
 
 
 @pytest.mark.parametrize("mount", [False, True], ids=["middleware", "mount"])
@@ -74,22 +62,6 @@ async def test_elsewhere_asgi_is_enough(serve: Serve, ws: str) -> None:
         await client.request("join", "r")
         await client.request("broadcast", "r", 1)
         assert direct == [False]
-
-
-class Counting:
-    """A middleware that wants to see every message."""
-
-    sent: ClassVar[list[str]] = []
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def counting(message: Message) -> None:
-            self.sent.append(message["type"])
-            await send(message)
-
-        await self.app(scope, receive, counting if scope["type"] == "websocket" else send)
 
 
 @pytest.mark.parametrize("ws", SANS_IO)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -15,12 +13,11 @@ import pytest
 from anyio import to_thread
 from granian.constants import Interfaces
 from granian.server import embed as granian
-from hypercorn.config import Config
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from starlette_realtime import Realtime
-from tests.support.ports import accepts, free_port
+from tests.support.threaded import Hypercorn, Threaded, running
 from tests.support.wsclient import NativeClient
 from tests.transports.helpers import PATH, make_app, make_realtime, token
 
@@ -28,62 +25,6 @@ pytestmark = pytest.mark.anyio
 
 LOOPS = ["asyncio", "trio"]
 COME_BACK = (1001, 1006, 1011, 1012)
-
-
-class Threaded:
-    """A server in a thread, with an event loop of its own."""
-
-    def __init__(self, app: Any, loop: str = "asyncio") -> None:
-        self.app = app
-        self.loop = loop
-        self.port = free_port()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._error: BaseException | None = None
-
-    def ws(self, path: str) -> str:
-        return f"ws://127.0.0.1:{self.port}{path}"
-
-    async def serve(self) -> None:
-        """Serve until `told_to_stop` returns."""
-        raise NotImplementedError
-
-    async def told_to_stop(self) -> None:
-        while not self._stop.is_set():
-            await anyio.sleep(0.01)
-
-    def _run(self) -> None:
-        try:
-            anyio.run(self.serve, backend=self.loop)
-        except BaseException as error:
-            self._error = error
-
-    def start(self) -> None:
-        self._thread.start()
-        end = time.monotonic() + 10
-        while not accepts(self.port):
-            assert self._thread.is_alive(), self._error
-            assert time.monotonic() < end, "not up after 10 s"
-            time.sleep(0.01)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(10)
-        assert not self._thread.is_alive(), "still running 10 s after it was told to stop"
-        assert self._error is None, self._error
-
-
-class Hypercorn(Threaded):
-    async def serve(self) -> None:
-        config = Config()
-        config.bind = [f"127.0.0.1:{self.port}"]
-        config.errorlog = None
-        config.graceful_timeout = 1
-        if self.loop == "trio":
-            from hypercorn.trio import serve
-        else:
-            from hypercorn.asyncio import serve  # type: ignore[assignment]
-        await serve(self.app, config, shutdown_trigger=self.told_to_stop)
 
 
 class Granian(Threaded):
@@ -107,15 +48,6 @@ SERVERS: dict[str, Callable[[Any], Threaded]] = {
     "hypercorn": Hypercorn,
     "hypercorn, trio": partial(Hypercorn, loop="trio"),
 }
-
-
-@contextmanager
-def running(server: Threaded) -> Iterator[Threaded]:
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def rooms() -> Realtime:
