@@ -61,7 +61,7 @@ class TransportWriter:
 
     def attach(self, outbox: Attached, stop: Callable[[], object]) -> None:
         """Resume `outbox` when the socket takes more. That the server stops, it does not tell."""
-        if self._tls_socket is None:
+        if self._tls_socket is None and not self._is_closing():
             # From here on the transport says it is paused as soon as anything waits in its buffer,
             # and writable when nothing does. Not with TLS: its transport (asyncio.sslproto) would
             # count an empty buffer as full, and stay paused.

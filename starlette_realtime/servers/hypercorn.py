@@ -37,7 +37,8 @@ class HypercornWriter(TransportWriter):
 
     @property
     def window_bits(self) -> int:
-        protocol = getattr(self._stream.connection, "_proto", None)
+        # A client that has gone before it was answered has no connection.
+        protocol = getattr(getattr(self._stream, "connection", None), "_proto", None)
         for extension in getattr(protocol, "extensions", ()):
             if extension.enabled():
                 return getattr(extension, "server_max_window_bits", 0)

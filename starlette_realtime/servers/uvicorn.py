@@ -125,11 +125,9 @@ class _Arrivals:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def empty(self) -> bool:
-        return not self._older and not self._newer
-
-    async def get(self) -> Message:
-        """Return the oldest, when there is one. For one caller at a time."""
+    async def get(self, emptied: Callable[[], object]) -> Message:
+        """Return the oldest, when there is one; call `emptied` if it was the last. For one caller
+        at a time."""
         if not self._older:
             while not self._newer:
                 self._waiter = self._loop.create_future()
@@ -140,6 +138,8 @@ class _Arrivals:
             self._older, self._newer = self._newer[::-1], []
         arrival = self._older.pop()
         self.size -= 100 + len(arrival)
+        if not self._older and not self._newer:
+            emptied()
         if isinstance(arrival, str):
             return {"type": "websocket.receive", "text": arrival}
         if isinstance(arrival, bytes):
@@ -568,10 +568,13 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     # The application
 
     def receive(self) -> Awaitable[Message]:
-        if self._read_paused and self._state is not _ASKED and self._arrivals.empty():
-            self._resume_reading()
         # What gets it, itself: a coroutine around it would cost as much again.
-        return self._arrivals.get()
+        return self._arrivals.get(self._read_on)
+
+    def _read_on(self) -> None:
+        """Nothing waits for the application: read on."""
+        if self._read_paused and self._state is not _ASKED:
+            self._resume_reading()
 
     async def send(self, message: Message) -> None:
         if not self._writable:

@@ -597,6 +597,24 @@ async def test_pings_are_answered(serve: Serve, ws: str) -> None:
             await asyncio.gather(*answers)
 
 
+async def test_pings_are_answered_while_an_application_only_sends(serve: Serve) -> None:
+    said, over = Said(), Said()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        said.put((await receive())["type"])
+        await over.next()
+
+    # The message is more than is read ahead; when it is taken, reading goes on.
+    async with opened(serve(app, ws=FAST, lifespan="off")) as client:
+        await client.send("x" * (READ_AHEAD + 10_000))
+        assert await said.next() == "websocket.receive"
+        async with asyncio.timeout(5):
+            await (await client.ping())
+        over.put(None)
+
+
 async def test_answers_to_pings_do_not_pile_up() -> None:
     protocols: list[RealtimeProtocol] = []
 

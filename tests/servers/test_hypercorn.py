@@ -6,9 +6,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+import struct
 import subprocess
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +33,7 @@ from tests.servers.helpers import Counting, watched
 from tests.support.ports import Certificate
 from tests.support.threaded import Hypercorn, running
 from tests.support.wsclient import NativeClient
-from tests.transports.helpers import PATH, make_app, token
+from tests.transports.helpers import PATH, make_app, token, until
 
 pytestmark = pytest.mark.anyio
 
@@ -206,6 +209,45 @@ async def test_the_close_comes_after_all_that_was_said() -> None:
             assert heard == list(range(100))
             assert (await client.closed())[0] == 4410
     assert direct == [True]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_a_client_that_goes_before_it_is_answered_is_no_error(loop: str) -> None:
+    realtime, _ = watched()
+    inner = make_app(realtime)
+    asked: list[Any] = []
+    ended: list[Exception | None] = []
+
+    def as_many(seen: list[Any], number: int) -> bool:
+        return len(seen) == number
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            asked.append(scope)
+            while not send.__self__.closed:
+                await asyncio.sleep(0.001)
+        try:
+            await inner(scope, receive, send)
+        except Exception as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    request = (
+        f"GET {PATH} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with running(Hypercorn(app, loop)) as server:
+        for number in (1, 2):
+            raw = socket.create_connection(("127.0.0.1", server.port))
+            raw.sendall(request.encode())
+            await until(partial(as_many, asked, number))
+            if number == 2:
+                # The second one resets the connection.
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raw.close()
+            await until(partial(as_many, ended, number))
+    assert ended[:2] == [None, None]
 
 
 async def test_nothing_follows_a_close_of_hypercorn_s_own() -> None:

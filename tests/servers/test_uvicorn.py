@@ -6,7 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 import anyio
@@ -214,19 +214,22 @@ async def test_an_outbox_learns_what_was_told_before_it_was_there() -> None:
 
 
 async def test_what_arrives_is_taken_in_its_order_by_one_who_may_give_up() -> None:
-    arrivals = _Arrivals(asyncio.get_running_loop())
-    waiting = asyncio.create_task(arrivals.get())
+    arrivals, emptied = _Arrivals(asyncio.get_running_loop()), list[int]()
+
+    def get() -> Coroutine[Any, Any, Message]:
+        return arrivals.get(lambda: emptied.append(arrivals.size))
+
+    waiting = asyncio.create_task(get())
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     for number in range(3):
         arrivals.put("x" * number)
-    assert [len((await arrivals.get())["text"]) for _ in range(2)] == [0, 1]
-    waiting = asyncio.create_task(arrivals.get())
+    assert [len((await get())["text"]) for _ in range(2)] == [0, 1]
+    waiting = asyncio.create_task(get())
     assert (await waiting)["text"] == "xx"
-    assert arrivals.empty()
-    assert not arrivals.size
-    waiting = asyncio.create_task(arrivals.get())
+    assert emptied == [0]
+    waiting = asyncio.create_task(get())
     await asyncio.sleep(0)
     arrivals.put(b"later")
     assert (await waiting)["bytes"] == b"later"
