@@ -187,6 +187,21 @@ def _system_call() -> Callable[..., int]:
     return call
 
 
+def proven(size: int) -> Ring:
+    """Return a ring for chunks of at most `size` bytes that was seen to work.
+
+    Raises:
+        OSError: the kernel does not offer it, or it does not do what is expected of it.
+    """
+    ring = Ring(size)
+    with ExitStack() as stack:
+        stack.callback(ring.close)
+        if not works(ring):
+            raise OSError("it does not work as expected")
+        stack.pop_all()
+    return ring
+
+
 def works(ring: Ring) -> bool:
     """Whether `ring` writes what sockets take, tells of those that took less, and waits for none:
     one that is full, one with room for a part, and one that is no socket, among others that are

@@ -63,7 +63,7 @@ class Writes:
             self._ring = open_ring(LARGE)
         ring = self._ring
         # The rings of a process that was forked off are still its parent's.
-        if ring is None or ring.closed or os.getpid() != self._process:
+        if ring is None or os.getpid() != self._process:
             return write_each(descriptors, chunk)
         return ring.write(descriptors, chunk)
 
@@ -76,25 +76,18 @@ class Writes:
 
 def open_ring(size: int) -> Ring | None:
     """Return a ring for chunks of at most `size` bytes that was seen to work, or None."""
-    ring = None
     try:
-        if _may_try():
-            from .uring import Ring, works
+        if not _may_try():
+            raise OSError("not on this system, or not under a seccomp filter")
+        from .uring import proven
 
-            ring = Ring(size)
-            if works(ring):
-                logger.debug("broadcasts are written by io_uring")
-                return ring
-            reason: object = "it does not work as expected"
-        else:
-            reason = "not on this system, or not under a seccomp filter"
+        ring = proven(size)
     except Exception as error:
         # Whatever it is: nothing is lost without it.
-        reason = error
-    if ring is not None:
-        ring.close()
-    logger.debug("broadcasts are written one by one, without io_uring: %s", reason)
-    return None
+        logger.debug("broadcasts are written one by one, without io_uring: %s", error)
+        return None
+    logger.debug("broadcasts are written by io_uring")
+    return ring
 
 
 def _may_try() -> bool:

@@ -50,7 +50,7 @@ from ..protocols.websocket import (
     read_request,
     respond,
 )
-from .direct import Attached, TransportWriter, owner, unwrapped
+from .direct import Attached, TransportWriter, is_tls, owner, unwrapped
 
 try:
     from uvicorn.logging import TRACE_LOG_LEVEL
@@ -58,7 +58,6 @@ try:
         ClientDisconnected,
         get_client_addr,
         get_path_with_query_string,
-        is_ssl,
     )
 except ImportError as error:  # pragma: no cover
     raise ImportError(
@@ -357,7 +356,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         if not self._transport.is_closing():
             self._transport.close()
             # asyncio's TLS has a limit of its own.
-            if self._transport.get_write_buffer_size() and not is_ssl(self._transport):
+            if self._transport.get_write_buffer_size() and not is_tls(self._transport):
                 self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
     def shutdown(self) -> None:
@@ -396,7 +395,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
             "type": "websocket",
             "asgi": {"version": self._config.asgi_version, "spec_version": "2.4"},
             "http_version": "1.1",
-            "scheme": "wss" if is_ssl(transport) else "ws",
+            "scheme": "wss" if is_tls(transport) else "ws",
             "server": _address(transport, "sockname"),
             "client": _address(transport, "peername"),
             "root_path": root_path,
@@ -680,7 +679,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         if self._state in (State.CLOSING, State.OVER):
             outbox.close()
             return
-        if not is_ssl(self._transport):
+        if not is_tls(self._transport):
             # From here on the transport says it is paused as soon as anything waits in its buffer,
             # and writable when nothing does. Not with TLS: its transport (asyncio.sslproto) would
             # count an empty buffer as full, and stay paused.
@@ -714,7 +713,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         """Close the socket, in `seconds` at the latest: asyncio would wait for ever until a peer
         that does not read takes what is still to be written, and uvicorn's stop with it."""
         # TLS does not say what waits beneath the encryption.
-        if is_ssl(self._transport) or self._transport.get_write_buffer_size():
+        if is_tls(self._transport) or self._transport.get_write_buffer_size():
             self._loop.call_later(seconds, self._transport.abort)
 
 

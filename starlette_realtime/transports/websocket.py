@@ -565,9 +565,7 @@ class _Pump:
                     # Where a `send` has waited, the next ones will: the task begins them itself.
                     for _ in range(WAITING):
                         await self._bell.wait()
-                        for chunk in self._take():
-                            await self._send({"type": "websocket.send", "text": chunk})
-                        self._look()
+                        await self._write()
         except Exception as error:
             # Servers differ in what they raise when the client has gone; the reader learns of it.
             logger.debug("a connection can't be written to any more: %r", error)
