@@ -33,10 +33,10 @@ class Group(dict[Outbox, Receiver]):
     def __init__(self) -> None:
         super().__init__()
         # Those that are ready, with their descriptors, in no order; and where each is among them.
-        # None as long as the group is small.
+        # None as long as the group is small: most are one session's or one user's.
         self._places: dict[Outbox, int] | None = None
-        self._ready: list[Outbox] = []
-        self._descriptors = array("i")
+        self._ready: list[Outbox]
+        self._descriptors: array[int]
 
     def add(self, outbox: Outbox, receiver: Receiver) -> None:
         self[outbox] = receiver
@@ -47,6 +47,8 @@ class Group(dict[Outbox, Receiver]):
             self.enter_fast(outbox)
         elif len(self) >= FAST_FROM:
             self._places = {}
+            self._ready = []
+            self._descriptors = array("i")
             for each in self:
                 self.enter_fast(each)
 

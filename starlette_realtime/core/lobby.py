@@ -41,6 +41,10 @@ MAX_DETACHED = 50_000
 """Sessions without a connection that a process keeps; beyond, the oldest one ends early."""
 
 
+def _expire(connection: Connection) -> None:
+    connection.close(CloseCode.EXPIRED, "token expired")
+
+
 class Introduction(msgspec.Struct, frozen=True):
     """What a client may say in its first message."""
 
@@ -202,7 +206,7 @@ class Lobby:
             before = here.connection
             # The connection that is about to be replaced does not stand in its successor's way,
             # and gives its place to nobody else.
-            limit += (key, before.id) in before.holds
+            limit += key in before.holds
         await self.runtime.hold(connection, key, limit, "Limit exceeded: too many connections")
         if before is not None:
             await self.runtime.let_go(before, key)
@@ -224,10 +228,7 @@ class Lobby:
         if user is None or user.expires_at is None:
             return
         session.expiry = self.runtime.timers.call_later(
-            max(0.0, user.expires_at - time.time()),
-            session.connection.close,
-            CloseCode.EXPIRED,
-            "token expired",
+            max(0.0, user.expires_at - time.time()), _expire, session.connection
         )
 
     # Resuming

@@ -140,8 +140,8 @@ class Outbox:
         self.dropped = 0
         self._wake = wake
         self._overflow = overflow
-        # What waits, oldest first; others may see whether anything does.
-        self.queue: list[Chunk | _Keyed] = []
+        # What waits, oldest first; others may see whether anything does. Mostly nothing ever does.
+        self.queue: list[Chunk | _Keyed] | tuple[Chunk | _Keyed, ...] = ()
         self._keys: dict[str, _Keyed] | None = None
         self._husks = 0
 
@@ -156,7 +156,11 @@ class Outbox:
         if self.congested and volatile:
             self.dropped += 1
             return
-        self.queue.append(self._keyed(chunk, key) if key else chunk)
+        entry = self._keyed(chunk, key) if key else chunk
+        if isinstance(self.queue, list):
+            self.queue.append(entry)
+        else:
+            self.queue = [entry]
         self.size = size = self.size + len(chunk)
         if size > self.soft:
             self.congested = True
@@ -209,7 +213,7 @@ class Outbox:
         queue = self.queue
         if not queue:
             return []
-        self.queue = []
+        self.queue = ()
         self._husks = 0
         self.size = 0
         self.congested = False
@@ -235,7 +239,7 @@ class Outbox:
             if chunk and not write(chunk):
                 self.queue = queue[number + 1 :]
                 return
-        self.queue = []
+        self.queue = ()
         self._husks = 0
         self.congested = False
         if self.direct is None:
@@ -248,6 +252,6 @@ class Outbox:
         self.closed = True
         self._stop()
         self.write = self._wake = None
-        self.queue = []
+        self.queue = ()
         self._keys = None
         self.size = 0

@@ -120,15 +120,14 @@ class Runtime:
         ttl = self.options.presence_ttl
         if not await self.limits.acquire(key, connection.id, limit=limit, ttl=ttl):
             raise LimitExceeded(refusal)
-        if (key, connection.id) not in connection.holds:
-            connection.holds += ((key, connection.id),)
+        if key not in connection.holds:
+            connection.holds += (key,)
 
     async def let_go(self, connection: Connection, key: str) -> None:
         """Let `connection` no longer be a holder of `key`."""
-        hold = (key, connection.id)
-        if hold in connection.holds:
-            connection.holds = tuple(held for held in connection.holds if held != hold)
-            await self.limits.release(*hold)
+        if key in connection.holds:
+            connection.holds = tuple(held for held in connection.holds if held != key)
+            await self.limits.release(key, connection.id)
 
     def bucket(self, key: str, rate: float, burst: float) -> SharedBucket:
         """Return the bucket of `key`, shared by all here who ask; give it back when done."""
@@ -428,17 +427,17 @@ class Runtime:
 
     async def _renew_holds(self) -> None:
         ttl = self.options.presence_ttl
-        holders = {hold: each for each in self.connections for hold in each.holds}
+        holders = {(key, each.id): each for each in self.connections for key in each.holds}
         for hold in await self.limits.renew(holders, ttl):
-            if self._holds(holders[hold], hold):
+            if self._holds(holders[hold], hold[0]):
                 # Lost with the backend. Whoever came in meanwhile, it keeps the place it had.
                 await self.limits.acquire(*hold, limit=sys.maxsize, ttl=ttl)
-                if not self._holds(holders[hold], hold):
+                if not self._holds(holders[hold], hold[0]):
                     # Its release came first.
                     await self.limits.release(*hold)
 
-    def _holds(self, connection: Connection, hold: tuple[str, str]) -> bool:
-        return connection in self.connections and hold in connection.holds
+    def _holds(self, connection: Connection, key: str) -> bool:
+        return connection in self.connections and key in connection.holds
 
     def _leases(self) -> Iterable[tuple[str, str]]:
         return [
@@ -457,12 +456,12 @@ class Runtime:
         client's address is not free of it: call this again then. Not to be cancelled."""
         self.connections.discard(connection)
         holds, connection.holds = connection.holds, ()
-        for hold in holds:
-            if connection.busy and hold[0].startswith("ip:"):
-                connection.holds += (hold,)
+        for key in holds:
+            if connection.busy and key.startswith("ip:"):
+                connection.holds += (key,)
                 continue
             try:
-                await self.limits.release(*hold)
+                await self.limits.release(key, connection.id)
             except BrokerUnavailable:
                 logger.warning("a counted connection must lapse: the backend is away")
         if not self.connections:

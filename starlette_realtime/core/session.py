@@ -65,8 +65,8 @@ class Connection(ABC):
         self.bucket = Bucket(options.message_rate, burst, burst, now)
         self.joins = Bucket(options.join_rate, options.join_burst, options.join_burst, now)
         self.patience = Bucket(options.abuse_rate, options.abuse_burst, options.abuse_burst, now)
-        # What the connection holds of counted limits: (key, holder).
-        self.holds: tuple[tuple[str, str], ...] = ()
+        # Keys of the counted limits whose holder the connection is, by its id.
+        self.holds: tuple[str, ...] = ()
         self.ip: str | None = None
         self.scope = scope
         self.outbox = outbox

@@ -7,9 +7,18 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from .base import LimitStore
 
 MAX_BUCKETS = 100_000
+
+
+class _Bucket(msgspec.Struct, gc=False):
+    """There were `level` tokens at `then` (seconds)."""
+
+    level: float
+    then: float
 
 
 class MemoryLimits(LimitStore):
@@ -21,7 +30,7 @@ class MemoryLimits(LimitStore):
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self._holders: dict[str, dict[str, float]] = {}
 
     @asynccontextmanager
@@ -34,15 +43,18 @@ class MemoryLimits(LimitStore):
 
     async def take(self, key: str, tokens: float, *, rate: float, burst: float) -> float:
         now = self._clock()
-        level, then = self._buckets.get(key, (burst, now))
-        level = min(burst, level + (now - then) * rate)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket(burst, now)
+            if len(self._buckets) > MAX_BUCKETS:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(key)
+        level = min(burst, bucket.level + (now - bucket.then) * rate)
         taken = min(tokens, level)
         if taken < 1:
             taken = 0.0
-        self._buckets[key] = (level - taken, now)
-        self._buckets.move_to_end(key)
-        if len(self._buckets) > MAX_BUCKETS:
-            self._buckets.popitem(last=False)
+        bucket.level, bucket.then = level - taken, now
         return taken
 
     async def acquire(self, key: str, holder: str, *, limit: int, ttl: float) -> bool:

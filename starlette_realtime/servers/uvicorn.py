@@ -248,6 +248,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        _release_parser(self._transport.get_protocol())
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._trace("connection made")
 
@@ -408,16 +409,11 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
             "extensions": {"websocket.http.response": {}, EXTENSION: self},
         }
         self._arrivals.put({"type": "websocket.connect"})
-        task = self._loop.create_task(self._run(self._scope))
-        task.add_done_callback(self._done)
-        self._server.tasks.add(task)
         self._at_work = True
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._at_work = False
-        self._server.tasks.discard(task)
-        if self._lost:
-            self._server.connections.discard(self)
+        task = self._loop.create_task(self._run(self._scope))
+        # An eager task may have ended by now.
+        if self._at_work:
+            self._server.tasks.add(task)
 
     async def _run(self, scope: Scope) -> None:
         try:
@@ -433,10 +429,20 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
                 logger.error("ASGI callable returned without completing handshake.")
             elif result is not None:
                 logger.error("ASGI callable should return None, but returned '%s'.", result)
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        """The application has returned, and its task is about to end."""
+        # No callback of the task, which would keep one more context for each connection.
+        self._at_work = False
+        self._server.tasks.discard(asyncio.current_task())
         if self._state is State.ASKED:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, (), b"Internal Server Error")
         elif self._state is not State.CLOSING:
             self._end()
+        if self._lost:
+            self._server.connections.discard(self)
 
     def _accept(self, message: Message) -> None:
         request = self._request
@@ -717,6 +723,14 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
             self._loop.call_later(seconds, self._transport.abort)
 
 
+def _release_parser(protocol: object) -> None:
+    """Let go of the parser of uvicorn's HTTP protocol that hands its connection over. It holds that
+    protocol, which holds it: what they have made of the request would stay until the garbage
+    collector has found them. uvicorn does the same where an HTTP connection is lost."""
+    if getattr(protocol, "parser", None) is not None:
+        protocol.parser = None  # type: ignore[attr-defined]
+
+
 def _address(transport: asyncio.Transport, which: str) -> Any:
     """Return host and port, or a Unix socket's path and None; None if it is not known."""
     try:
@@ -724,6 +738,9 @@ def _address(transport: asyncio.Transport, which: str) -> Any:
     except OSError:
         return None
     if isinstance(found, tuple | list) and len(found) >= 2:
+        if type(found) is tuple and len(found) == 2 and isinstance(found[0], str):
+            # IPv4: just that, and the transport keeps it anyway.
+            return found
         return (str(found[0]), int(found[1]))
     return (found, None) if found and isinstance(found, str) and which == "sockname" else None
 

@@ -10,7 +10,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import anyio
@@ -55,7 +54,6 @@ WAITING = 1000
 """Sends after one that had to wait for the server, until it is tried whether they still have to."""
 CLOSE_TIMEOUT = 2.0
 """Seconds a socket that takes nothing gets for our close frame."""
-_NO_SCOPE = nullcontext()
 
 
 class Writer(Protocol):
@@ -496,6 +494,22 @@ class WebSocketConnection(Connection):
         except Exception:
             logger.exception("namespace %s could not be opened", command.ns)
             self.close(CloseCode.SERVER_ERROR, "internal error")
+
+
+class _NoScope:
+    """In place of a scope where nothing is to be cancelled. Its methods are static, since the end
+    of a block is kept as long as that lasts: a bound one for each connection."""
+
+    @staticmethod
+    def __enter__() -> None:
+        pass
+
+    @staticmethod
+    def __exit__(*error: object) -> None:
+        pass
+
+
+_NO_SCOPE = _NoScope()
 
 
 async def _no_more() -> Message:

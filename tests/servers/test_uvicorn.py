@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
@@ -15,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from starlette_realtime import Happening, Member, RealtimeMiddleware, Session
@@ -37,8 +40,8 @@ Serve = Callable[..., LiveServer]
 SANS_IO = ["websockets-sansio", FAST]
 
 
-def loaded(app: Any) -> Config:
-    config = Config(app, log_config=None)
+def loaded(app: Any, **options: Any) -> Config:
+    config = Config(app, log_config=None, **options)
     config.load()
     return config
 
@@ -211,6 +214,32 @@ async def test_an_outbox_learns_what_was_told_before_it_was_there() -> None:
     protocol.attach(ended, lambda: None)
     assert ended.told == ["close"]
     ends[1].close()
+
+
+async def test_of_a_handshake_nothing_waits_for_the_garbage_collector() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    config, state = loaded(app, http="httptools", ws=RealtimeProtocol), ServerState()
+    made: list[weakref.ref[Any]] = []
+
+    def make() -> asyncio.Protocol:
+        protocol = HttpToolsProtocol(config=config, server_state=state, app_state={})
+        made.append(weakref.ref(protocol))
+        return protocol
+
+    listening = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    gc.disable()
+    try:
+        async with NativeClient.open(f"ws://127.0.0.1:{port}/", wait_connected=False):
+            assert [protocol() for protocol in made] == [None]
+    finally:
+        gc.enable()
+        listening.close()
+        await until(lambda: not state.tasks and not state.connections)
 
 
 async def test_what_arrives_is_taken_in_its_order_by_one_who_may_give_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -124,6 +125,33 @@ async def test_connecting_and_joining_takes_few_calls() -> None:
     # The event loop's own are among them, and what this file is called for.
     assert entering[0] / clients < 340
     assert leaving[0] / clients < 120
+
+
+async def test_a_connection_is_few_objects() -> None:
+    """The garbage collector looks at each of them again and again."""
+    realtime = Realtime("memory://", auth=TOKENS)
+    realtime.room("{name}", presence="counts")
+    clients = 30
+    async with realtime.run():
+        assert realtime._running is not None
+        door = realtime._running.websocket
+        servers = [Server() for _ in range(clients)]
+        before = 0
+        async with asyncio.TaskGroup() as tasks:
+            for number, server in enumerate(servers):
+                server.say(f'{{"type":"connect","data":{{"token":"{token(f"user-{number}")}"}}}}')
+                server.say('{"type":"join","room":"r"}')
+                tasks.create_task(serve(door, server))
+                await server.joined.wait()
+                if number == clients // 3:
+                    gc.collect()
+                    before = len(gc.get_objects())
+            gc.collect()
+            after = len(gc.get_objects())
+            for server in servers:
+                server.arrived.put_nowait({"type": "websocket.disconnect", "code": 1000})
+    # A task, its coroutines and the scope are among them.
+    assert after - before < 40 * (clients - clients // 3 - 1)
 
 
 async def test_what_arrives_together_is_written_together() -> None:
