@@ -45,7 +45,7 @@ class Bucket(msgspec.Struct, gc=False):
         self.then = now
 
 
-class SharedBucket:
+class SharedBucket(msgspec.Struct, eq=False, gc=False):
     """This process's share of a bucket that holds over all processes.
 
     Tokens are fetched from the store some at a time, so that most messages ask nobody. What is
@@ -53,17 +53,13 @@ class SharedBucket:
     passes, sometimes a little less.
     """
 
-    __slots__ = ("_burst", "_portion", "_rate", "_refused", "_store", "key", "level", "users")
-
-    def __init__(self, store: LimitStore, key: str, rate: float, burst: float) -> None:
-        self._store = store
-        self.key = key
-        self._rate = rate
-        self._burst = burst
-        self._portion = max(1.0, min(burst / 10, 64.0))
-        self._refused = 0.0
-        self.level = 0.0
-        self.users = 0
+    store: LimitStore
+    key: str
+    rate: float
+    burst: float
+    level: float = 0.0
+    users: int = 0
+    refused_until: float = 0.0
 
     def take_now(self) -> bool:
         """Take one token if there is one here."""
@@ -76,15 +72,14 @@ class SharedBucket:
         """Take one token; ask the store if there is none here."""
         if self.take_now():
             return True
-        if now < self._refused:
+        if now < self.refused_until:
             return False
-        self.level += await self._store.take(
-            self.key, self._portion, rate=self._rate, burst=self._burst
-        )
+        portion = max(1.0, min(self.burst / 10, 64.0))
+        self.level += await self.store.take(self.key, portion, rate=self.rate, burst=self.burst)
         if self.take_now():
             return True
         # Asking again before a token can be there would only load the store.
-        self._refused = now + min(1.0, 1.0 / self._rate)
+        self.refused_until = now + min(1.0, 1.0 / self.rate)
         return False
 
 

@@ -132,8 +132,11 @@ class Lobby:
                 await self._tell_replaced(session)
 
         try:
-            context = ConnectionContext(session=session)
-            await self.engine.wrapped(self.namespace.connection_middleware, context, open_)
+            if self.namespace.connection_middleware:
+                context = ConnectionContext(session=session)
+                await self.engine.wrapped(self.namespace.connection_middleware, context, open_)
+            else:
+                await open_()
             if not channels:
                 raise AccessDenied
         except BaseException:

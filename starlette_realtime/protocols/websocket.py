@@ -58,10 +58,7 @@ one: 4 KB."""
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _REQUEST_LINE = re.compile(rb"([A-Z]+) ([\x21-\x7e]+) HTTP/1\.1\r\n")
-# Whole lines only: all of them have matched if there are as many matches as ends of lines.
-_HEADER = re.compile(
-    rb"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\n-\x1f\x7f]*)\r\n", re.MULTILINE
-)
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\n-\x1f\x7f]*)")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"[^\x00-\x08\n-\x1f\x7f]*")
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
@@ -107,20 +104,12 @@ def read_request(data: bytes) -> Request | None:
     line = _REQUEST_LINE.match(data)
     if line is None:
         raise Refused(HTTPStatus.BAD_REQUEST, "not a request of HTTP/1.1")
-    block = data[line.end() : end + 2]
-    headers: list[tuple[bytes, bytes]] = [
-        (name.lower(), value) for name, value in _HEADER.findall(block)
-    ]
-    if len(headers) != block.count(b"\n"):
-        raise Refused(HTTPStatus.BAD_REQUEST, "malformed headers")
-    if b" \r" in block or b"\t\r" in block:
-        headers = [(name, value.rstrip(b" \t")) for name, value in headers]
     if line.end() > MAX_LINE:
         raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, "the request line is too long")
-    if len(headers) > MAX_HEADERS or (
-        end > MAX_LINE and max(len(name) + len(value) for name, value in headers) > MAX_LINE
-    ):
+    lines = data[line.end() : end + 2].split(b"\r\n")[:-1]
+    if len(lines) > MAX_HEADERS or (end > MAX_LINE and max(map(len, lines)) > MAX_LINE):
         raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many or too long headers")
+    headers = [_common.get(each) or _header(each) for each in lines]
     fields = dict(headers)
     if len(fields) != len(headers):
         fields = _combined(headers)
@@ -138,6 +127,41 @@ def read_request(data: bytes) -> Request | None:
         fields.get(b"sec-websocket-extensions", b""),
         answer,
     )
+
+
+# Headers that many clients send alike, by their lines: what a browser says of itself is most of
+# what a handshake leaves in memory. Not those that tell clients apart, or are nobody else's.
+_common: dict[bytes, tuple[bytes, bytes]] = {}
+_COMMON: Final = frozenset(
+    [
+        b"accept-encoding",
+        b"accept-language",
+        b"cache-control",
+        b"connection",
+        b"host",
+        b"origin",
+        b"pragma",
+        b"sec-websocket-extensions",
+        b"sec-websocket-version",
+        b"upgrade",
+        b"user-agent",
+    ]
+)
+_MAX_COMMON: Final = 500
+_MAX_COMMON_LINE: Final = 300
+
+
+def _header(line: bytes) -> tuple[bytes, bytes]:
+    match = _HEADER.fullmatch(line)
+    if match is None:
+        raise Refused(HTTPStatus.BAD_REQUEST, "malformed headers")
+    header = match[1].lower(), match[2].rstrip(b" \t")
+    if len(line) <= _MAX_COMMON_LINE and header[0] in _COMMON:
+        if len(_common) >= _MAX_COMMON:
+            # What is common is soon there again.
+            _common.clear()
+        _common[line] = header
+    return header
 
 
 def _combined(headers: Headers) -> dict[bytes, bytes]:

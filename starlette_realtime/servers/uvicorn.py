@@ -92,9 +92,8 @@ class State(Enum):
     OVER = "nothing more is read or written"
 
 
-# Python 3.11 takes as long to find a member in its enum as to call a function: these are for where
-# each message passes.
-_ASKED, _OPEN, _CLOSING = State.ASKED, State.OPEN, State.CLOSING
+# Python 3.11 takes as long to find a member in its enum as to call a function.
+_NEW, _ASKED, _DENYING, _OPEN, _CLOSING, _OVER = State
 
 
 class _Arrivals:
@@ -218,7 +217,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self.window_bits = 0
         self._config = config
         self._server = server_state
-        self._state = State.NEW
+        self._state = _NEW
         self._lost = False
         # Whether the application's task has not ended, and what it is to be told of uvicorn's stop.
         self._at_work = False
@@ -254,8 +253,8 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Before asyncio closes the socket: its descriptor must be written to no more.
-        code = 1006 if self._state in (State.NEW, State.ASKED, State.DENYING) else NO_STATUS
-        self._leave(State.OVER)
+        code = 1006 if self._state in (_NEW, _ASKED, _DENYING) else NO_STATUS
+        self._leave(_OVER)
         self._lost = True
         self._read_paused = False
         if not self._at_work:
@@ -287,7 +286,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         state = self._state
         if state is _OPEN or state is _CLOSING:
             self._read(data)
-        elif state is State.NEW:
+        elif state is _NEW:
             self._read_handshake(data)
         elif state is _ASKED:
             self._early += data
@@ -334,7 +333,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     def _leave(self, state: State) -> None:
         """Whatever ends the connection passes through here, before it is done."""
-        if state is State.OVER and self._state in (State.OPEN, State.CLOSING):
+        if state is _OVER and self._state in (_OPEN, _CLOSING):
             logger.info("connection closed")
         self._state = state
         if self._timer is not None:
@@ -346,14 +345,14 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     def _fail(self, code: int, reason: str) -> None:
         """End an open connection with a close frame that need not be answered."""
-        self._leave(State.OVER)
+        self._leave(_OVER)
         self._arrivals.put({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._write(close_payload(code, reason), CLOSE)
         self._end()
 
     def _end(self) -> None:
         """Close the socket, when it has taken what is still to be written."""
-        self._leave(State.OVER)
+        self._leave(_OVER)
         if not self._transport.is_closing():
             self._transport.close()
             # asyncio's TLS has a limit of its own.
@@ -364,10 +363,10 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         """uvicorn stops. Called as long as the connection lasts, or the application's task."""
         if self._stop is not None:
             self._stop()
-        if self._state is State.OPEN:
+        if self._state is _OPEN:
             self._fail(SERVICE_RESTART, "")
             return
-        if self._state is State.ASKED:
+        if self._state is _ASKED:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, (), b"Internal Server Error")
             return
         self._end()
@@ -387,7 +386,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._early = self._early.partition(b"\r\n\r\n")[2]
         if self._early:
             self._pause_reading()
-        self._state = State.ASKED
+        self._state = _ASKED
         self._request = request
         transport = self._transport
         path = request.path.decode("ascii")
@@ -422,10 +421,10 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
             pass
         except BaseException:
             logger.exception("Exception in ASGI application\n")
-            if self._state is State.OPEN:
+            if self._state is _OPEN:
                 self._fail(INTERNAL_ERROR, "")
         else:
-            if self._state in (State.ASKED, State.DENYING):
+            if self._state in (_ASKED, _DENYING):
                 logger.error("ASGI callable returned without completing handshake.")
             elif result is not None:
                 logger.error("ASGI callable should return None, but returned '%s'.", result)
@@ -437,9 +436,9 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         # No callback of the task, which would keep one more context for each connection.
         self._at_work = False
         self._server.tasks.discard(asyncio.current_task())
-        if self._state is State.ASKED:
+        if self._state is _ASKED:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, (), b"Internal Server Error")
-        elif self._state is not State.CLOSING:
+        elif self._state is not _CLOSING:
             self._end()
         if self._lost:
             self._server.connections.discard(self)
@@ -461,7 +460,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         if agreed is not None:
             self.window_bits = agreed.window_bits
             self._reader.deflate = True
-        self._state = State.OPEN
+        self._state = _OPEN
         self._request = None
         self._scope = {}
         self._transport.write(response)
@@ -478,7 +477,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         given = {name.lower() for name, _ in headers}
         defaults = [each for each in self._server.default_headers if each[0] not in given]
         response = respond(status, [*defaults, *headers], body)
-        self._leave(State.OVER)
+        self._leave(_OVER)
         self._request = self._denial = None
         self._scope = {}
         self._early = b""
@@ -519,14 +518,14 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
             self._pause_reading()
 
     def _answer_close(self, event: Close) -> None:
-        self._leave(State.OVER)
+        self._leave(_OVER)
         code, reason = event.code, event.reason
         self._arrivals.put({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._write(event.payload, CLOSE)
         self._end()
 
     def _send_pong(self) -> None:
-        if self._pong is not None and self._writable and self._state is not State.OVER:
+        if self._pong is not None and self._writable and self._state is not _OVER:
             pong, self._pong = self._pong, None
             self._write(pong, PONG)
 
@@ -538,7 +537,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def ping(self) -> None:
         """Ask the client for a sign of life."""
         self._timer = None
-        if self._state is not State.OPEN or self._transport.is_closing():
+        if self._state is not _OPEN or self._transport.is_closing():
             return
         self._pinged = random.randbytes(4)
         self._write(self._pinged, PING)
@@ -558,7 +557,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     def _silent(self) -> None:
         self._timer = None
-        if self._state is State.OPEN and not self._transport.is_closing():
+        if self._state is _OPEN and not self._transport.is_closing():
             self._trace("keepalive ping timeout")
             self._fail(INTERNAL_ERROR, "keepalive ping timeout")
 
@@ -566,7 +565,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         """Leave heartbeats to the core, which has its own: two would cost twice."""
         self._ping_interval = 0.0
         self._pinged = None
-        if self._state is State.OPEN and self._timer is not None:
+        if self._state is _OPEN and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -598,9 +597,9 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
                     "Expected ASGI message 'websocket.send' or 'websocket.close', "
                     f"but got '{kind}'."
                 )
-        elif self._lost or state is State.OVER:
+        elif self._lost or state is _OVER:
             raise ClientDisconnected
-        elif state is State.ASKED:
+        elif state is _ASKED:
             self._reply(message)
         elif self._denial is not None:
             self._deny(message, self._denial)
@@ -625,7 +624,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def _close(self, message: Message) -> None:
         code, reason = message.get("code", NORMAL), message.get("reason") or ""
         payload = close_payload(code, reason)
-        self._leave(State.CLOSING)
+        self._leave(_CLOSING)
         self._arrivals.put({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._write(payload, CLOSE)
         self._resume_reading()
@@ -646,7 +645,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
                 raise RuntimeError(f"Invalid HTTP status code '{status}' in response.")
             self._log(str(status))
             self._denial = (status, list(message.get("headers", ())), bytearray())
-            self._state = State.DENYING
+            self._state = _DENYING
         else:
             raise RuntimeError(
                 "Expected ASGI message 'websocket.accept', 'websocket.close' "
@@ -682,7 +681,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._attached = outbox
         self._stop = stop
         # The application comes here when it pleases: what was told meanwhile, nobody has heard.
-        if self._state in (State.CLOSING, State.OVER):
+        if self._state in (_CLOSING, _OVER):
             outbox.close()
             return
         if not is_tls(self._transport):

@@ -13,6 +13,13 @@ import msgspec
 from .base import SessionRecord, SessionStore
 
 
+class _Kept(msgspec.Struct, gc=False):
+    """A record, and when it ends (seconds)."""
+
+    record: SessionRecord
+    until: float
+
+
 class MemorySessions(SessionStore):
     """Records of one process, at most `max_sessions`; beyond, the one renewed longest ago goes.
     `clock` counts seconds."""
@@ -25,7 +32,7 @@ class MemorySessions(SessionStore):
         self._clock = clock
         self._max = max_sessions
         self._secret = secrets.token_bytes(32)
-        self._records: OrderedDict[str, tuple[float, SessionRecord]] = OrderedDict()
+        self._records: OrderedDict[str, _Kept] = OrderedDict()
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -70,18 +77,20 @@ class MemorySessions(SessionStore):
         return True
 
     def _get(self, id: str) -> SessionRecord | None:
-        until, record = self._records.get(id, (0.0, None))
-        if record is not None and until <= self._clock():
+        kept = self._records.get(id)
+        if kept is None:
+            return None
+        if kept.until <= self._clock():
             del self._records[id]
             return None
-        return record
+        return kept.record
 
     def _keep(self, record: SessionRecord, ttl: float) -> None:
         now = self._clock()
-        self._records[record.id] = (now + ttl, record)
+        self._records[record.id] = _Kept(record, now + ttl)
         self._records.move_to_end(record.id)
         # The front was renewed longest ago: two steps per entry keep up with what lapses.
         for _ in range(2):
             oldest = next(iter(self._records))
-            if len(self._records) > self._max or self._records[oldest][0] <= now:
+            if len(self._records) > self._max or self._records[oldest].until <= now:
                 del self._records[oldest]

@@ -443,6 +443,24 @@ def test_what_is_no_handshake(old: bytes, new: bytes, status: int) -> None:
     assert refused.value.status == status
 
 
+def test_what_many_clients_send_alike_is_kept_once() -> None:
+    def headers(n: int) -> list[tuple[bytes, bytes]]:
+        more = b"User-Agent: me\r\nCookie: me\r\nHost: %d\r\n\r\n" % n
+        request = read_request(GOOD.replace(b"Host: x\r\n", b"")[:-2] + more)
+        assert request is not None
+        return request.headers
+
+    one, other = headers(1), headers(2)
+    assert one[-1] == (b"host", b"1")
+    assert other[-1] == (b"host", b"2")
+    shared = {a[0] for a, b in zip(one, other, strict=True) if a is b}
+    assert b"user-agent" in shared
+    assert shared.isdisjoint([b"cookie", b"sec-websocket-key", b"sec-websocket-protocol"])
+    for n in range(2000):
+        headers(n)
+    assert len(websocket._common) <= 500
+
+
 def test_a_request_that_goes_on_and_on() -> None:
     endless = GOOD[:-2] + b"X: y\r\n" * (MAX_REQUEST // 6)
     with pytest.raises(Refused) as refused:
