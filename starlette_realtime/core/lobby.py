@@ -6,6 +6,7 @@ import hmac
 import logging
 import time
 from base64 import urlsafe_b64encode
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -253,7 +254,8 @@ class Lobby:
     def _sign(self, id: str, generation: int, user_id: str | None) -> str:
         """Return the token that stands for a session: good for this namespace and user alone."""
         text = "\0".join((self.ns, id, str(generation), user_id or ""))
-        mac = hmac.digest(self.runtime.secret, text.encode(), "sha256")
+        # A third of what an HMAC takes, and every client gets one.
+        mac = blake2b(text.encode(), key=self.runtime.secret[:64], digest_size=32).digest()
         return f"{id}.{generation}.{urlsafe_b64encode(mac).decode()}"
 
     async def _resume(

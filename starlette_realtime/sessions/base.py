@@ -36,7 +36,8 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def secret(self, known: bytes = b"") -> bytes:
-        """Return the key resume tokens are signed with: the same on all processes.
+        """Return the key resume tokens are signed with: the same on all processes. Its first 64
+        bytes count.
 
         Args:
             known: what it was, so that a store that has lost it keeps it again.

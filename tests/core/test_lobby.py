@@ -52,3 +52,16 @@ async def test_nobody_slips_into_the_place_that_a_successor_takes_over() -> None
         assert successors[0].received[0]["resumed"] is True
         assert first.closed == (4409, "resumed elsewhere")
         running.runtime.connections.clear()
+
+
+@pytest.mark.parametrize("size", [0, 32, 100])
+async def test_a_store_may_sign_with_a_key_of_any_length(size: int) -> None:
+    async with house() as running:
+        running.runtime.secret = bytes(range(size))
+        first = await connect(running)
+        token = first.received[0]["resume"]
+        again = await connect(running, token)
+        assert again.received[0]["resumed"] is True
+        forged = token[:-2] + ("A" if token[-2] != "A" else "B") + token[-1]
+        assert (await connect(running, forged)).received[0]["resumed"] is False
+        running.runtime.connections.clear()
