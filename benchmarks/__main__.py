@@ -12,7 +12,7 @@ from .chart import write_chart
 from .machine import Unsuitable
 from .peers import PEERS
 from .results import load, save
-from .table import PAGE, fill
+from .table import PAGE, fill, metric_table
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -62,6 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
         case = CASES[name]
         print(f"{name}: {case.summary}", file=sys.stderr)
         results, failures = run(case, _parameters(case, arguments))
+        for table in (metric_table(results["measurements"], metric) for metric in case.metrics):
+            print(table, end="\n" if table else "")
         if results["measurements"] and not arguments.dry:
             print(f"  written to {save(results).name}", file=sys.stderr)
         failed += len(failures)

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import install
 from .machine import (
@@ -23,9 +24,25 @@ from .machine import (
     package_versions,
 )
 from .peers import NATIVE, PEERS, PLAIN, Peer
-from .process import Failed, Report, Server, arguments, blast, generate, read_report, redis, serve
+from .process import (
+    Crowd,
+    Failed,
+    Report,
+    Server,
+    arguments,
+    blast,
+    crowd,
+    explained,
+    generate,
+    read_report,
+    redis,
+    serve,
+    settle,
+)
 from .results import Measurement, Results
 from .tokens import write_tokens
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,28 @@ class Case:
     metrics: tuple[Metric, ...]
     chart: str = ""
     """The metric that is drawn; none if empty."""
+    timed: bool = True
+    """Whether a run lasts `seconds` after `warmup`, and not until it has done its work."""
+
+
+BLOCKS = 4
+
+
+def blocks(rounds: int, most: int = BLOCKS) -> list[range]:
+    """Return the numbers of the rounds, those with the same servers together.
+
+    Where a process's memory happens to lie is luck that lasts as long as the process, so a
+    measurement is made with several.
+    """
+    groups = min(most, rounds)
+    ends = [rounds * one // groups for one in range(groups + 1)]
+    return [range(start, end) for start, end in pairwise(ends)]
+
+
+def in_turn(peers: Sequence[str], number: int) -> list[str]:
+    """Return the peers in the order of a round: every other time backwards, so that none always
+    comes first and none always follows the same one."""
+    return list(reversed(peers) if number % 2 else peers)
 
 
 @dataclass
@@ -80,12 +119,42 @@ class Bench:
             for name in self.parameters.peers:
                 yield number, PEERS[name]
 
+    def side_by_side(
+        self, start: Callable[[ExitStack, Peer], T]
+    ) -> Iterator[tuple[int, dict[str, T]]]:
+        """Rounds with all peers up together, begun afresh for every block of rounds.
+
+        Args:
+            start: starts a peer and warms it up: what compiles a program while it runs has to have
+                seen its work.
+
+        Yields:
+            The number of a round, and what `start` has made, by peer. The caller takes out whoever
+            fails: its server may be broken, and the next block has a fresh one.
+        """
+        for block in blocks(self.parameters.repeat):
+            with ExitStack() as stack:
+                up: dict[str, T] = {}
+                for name in self.parameters.peers:
+                    with self.guarded(block[0], name):
+                        up[name] = start(stack, PEERS[name])
+                for number in block:
+                    if number == block[0] + 1:
+                        for name in [name for name in up if PEERS[name].slow]:
+                            del up[name]
+                    yield number, up
+
     @contextmanager
-    def guarded(self, number: int, peer: str, variant: str = "") -> Iterator[None]:
-        """A failure of one peer is reported and does not end the others' measurements."""
+    def guarded(
+        self, number: int, peer: str, variant: str = "", *, out_of: dict[str, Any] | None = None
+    ) -> Iterator[None]:
+        """A failure of one peer is reported and does not end the others' measurements; it is taken
+        `out_of` those that are up."""
         try:
             yield
         except Failed as failure:
+            if out_of is not None:
+                out_of.pop(peer, None)
             self.failures.append(f"{peer} {variant} (round {number + 1}): {failure}")
             print(f"  FAILED {self.failures[-1]}", file=sys.stderr)
 
@@ -122,9 +191,11 @@ class Bench:
         core, _ = cores()
         pids = [pid for server in servers for pid in server.pids]
         begun, busy, used = time.monotonic(), core_seconds(core), cpu_seconds(pids)
-        report = generate(command)
+        with explained(*servers):
+            report = generate(command)
         others = core_seconds(core) - busy - (cpu_seconds(pids) - used)
         report["others_cpu"] = others / (time.monotonic() - begun)
+        settle(servers)
         return report
 
     def window(self) -> list[object]:
@@ -156,29 +227,86 @@ _SHOWN = {
 }
 
 
+WARM_CONNECTS = 3000
+"""Clients that a server which has just started takes before any are measured."""
+SLICE = 0.05
+"""Seconds that a peer measures before the next one does. What disturbs a virtual machine has no
+time scale of its own: two slices in turn differ as much when they are short, and there are more."""
+WARM = 2.0
+"""Seconds of measuring that a server which has just started does for nothing."""
+
+
+@dataclass
+class Stand:
+    """A peer's server and its clients."""
+
+    server: Server
+    crowd: Crowd
+
+
 def _fanout(bench: Bench) -> None:
     p = bench.parameters
-    for number, peer in bench.rounds():
-        with bench.guarded(number, peer.name), serve(peer) as server:
-            for k in p.in_flight:
-                variant = f"{k} in flight"
-                with bench.guarded(number, peer.name, variant):
-                    report = bench.load(
-                        [server],
-                        peer,
-                        *("--mode", "fanout", "--connections", p.connections, "--in-flight", k),
-                        *bench.window(),
-                    )
-                    bench.add(number, peer.name, variant, report)
+
+    def start(stack: ExitStack, peer: Peer) -> Stand:
+        server = stack.enter_context(serve(peer))
+        command = arguments([server], peer.dialect, bench.tokens, ordered=peer.ordered)
+        command += [str(one) for one in ("--mode", "fanout", "--connections", p.connections)]
+        command += [str(one) for one in (*bench.window(), "--seconds", min(SLICE, p.seconds))]
+        with explained(server):
+            clients = stack.enter_context(crowd(command))
+            levels = cycle(p.in_flight)
+            while clients.measure(next(levels)) < WARM:
+                pass
+            clients.report()
+        return Stand(server, clients)
+
+    for number, up in bench.side_by_side(start):
+        for k in p.in_flight:
+            for name, report in by_turns(bench, number, k, up).items():
+                bench.add(number, name, f"{k} in flight", report)
+
+
+def by_turns(bench: Bench, number: int, k: int, up: dict[str, Stand]) -> dict[str, Report]:
+    """Let peers measure slice by slice until each has had its time; return their reports. Whoever
+    fails is taken out of `up`. If something else ran, all is made again, once."""
+    for again in (True, False):
+        core, _ = cores()
+        pids = [pid for stand in up.values() for pid in stand.server.pids]
+        begun, busy, used = time.monotonic(), core_seconds(core), cpu_seconds(pids)
+        reports: dict[str, Report] = {}
+        # Always round and round, never there and back: of a core that it shares the scheduler gives
+        # more to who has rested, so all must rest equally long.
+        while waiting := [name for name in up if name not in reports]:
+            for name in in_turn(waiting, number):
+                stand, variant = up[name], f"{k} in flight"
+                with bench.guarded(number, name, variant, out_of=up), explained(stand.server):
+                    if stand.crowd.measure(k) >= bench.parameters.seconds:
+                        reports[name] = stand.crowd.report()
+        others = core_seconds(core) - busy - (cpu_seconds(pids) - used)
+        for report in reports.values():
+            report["others_cpu"] = others / (time.monotonic() - begun)
+            report["disturbed"] |= report["others_cpu"] > 0.1
+        if not again or not any(report["disturbed"] for report in reports.values()):
+            return {name: reports[name] for name in up}
+    raise AssertionError("unreachable")
 
 
 def _connect(bench: Bench) -> None:
     p = bench.parameters
-    for number, peer in bench.rounds():
-        with bench.guarded(number, peer.name), serve(peer) as server:
-            bench.load([server], peer, "--mode", "connect", "--connections", 100)
-            report = bench.load([server], peer, "--mode", "connect", "--connections", p.connections)
-            bench.add(number, peer.name, f"{p.connections} clients", report)
+    run = ("--mode", "connect", "--connections", p.connections)
+
+    def start(stack: ExitStack, peer: Peer) -> Server:
+        server = stack.enter_context(serve(peer))
+        # As many at a time as are measured: what is left of more would be the next run's garbage.
+        for _ in range(0, WARM_CONNECTS, p.connections):
+            bench.load([server], peer, *run)
+        return server
+
+    for number, up in bench.side_by_side(start):
+        for name in in_turn(list(up), number):
+            with bench.guarded(number, name, out_of=up):
+                report = bench.load([up[name]], PEERS[name], *run)
+                bench.add(number, name, f"{p.connections} clients", report)
 
 
 def _idle(bench: Bench) -> None:
@@ -370,7 +498,10 @@ CASES: dict[str, Case] = {
                 peers=(
                     *("realtime", "bun", "ws", "socketio", "sansio-loop"),
                     *("litestar", "python-socketio", "channels"),
-                )
+                ),
+                repeat=16,
+                warmup=0.02,
+                seconds=0.5,
             ),
             _fanout,
             (DELIVERIES, CPU_EACH, P50, P99),
@@ -384,7 +515,10 @@ CASES: dict[str, Case] = {
                     *("realtime-unmodified", "realtime-uvicorn"),
                     *("realtime-hypercorn", "realtime-granian", "loop-hypercorn"),
                     *("python-socketio", "python-socketio-hypercorn", "python-socketio-granian"),
-                )
+                ),
+                repeat=16,
+                warmup=0.02,
+                seconds=0.5,
             ),
             _fanout,
             (DELIVERIES, CPU_EACH, P50),
@@ -395,7 +529,8 @@ CASES: dict[str, Case] = {
             "clients that connect, show a token and join a room",
             Parameters(
                 peers=("realtime", "python-socketio", "socketio", "litestar", "sansio-loop"),
-                connections=3000,
+                connections=500,
+                repeat=48,
             ),
             _connect,
             (
@@ -406,6 +541,7 @@ CASES: dict[str, Case] = {
                 ),
             ),
             chart="connects_per_s",
+            timed=False,
         ),
         Case(
             "idle",
@@ -434,6 +570,7 @@ CASES: dict[str, Case] = {
                 Metric("recovered_per_s", "Messages recovered a second"),
                 Metric("server_us_per_recovery", "Server CPU, µs each", higher_is_better=False),
             ),
+            timed=False,
         ),
         Case(
             "growth",

@@ -16,6 +16,10 @@
  * Anything else (twice, out of order unless --unordered, changed) ends the run with an error; what is missing after the drain, too.
  * A frame may hold several objects separated by newlines, and one read several frames.
  *
+ * With --commanded the clients of a fan-out stay, and a number on standard input is what to do: so many in flight for --seconds
+ * after --warmup, which is added to what has been measured, or, if it is 0, to report that and to begin anew. Generators of
+ * several servers take turns like this: with a disturbance that is longer than a turn nobody fares better or worse.
+ *
  * The result is one JSON object on standard output. Times are seconds unless the name says otherwise.
  */
 #define _GNU_SOURCE
@@ -108,7 +112,7 @@ static uint32_t backlog = 100;
 static size_t payload_size = 64;
 static double warmup = 1.0, duration = 3.0, patience = 60.0;
 static int pids[MAX_LIST], pid_count, core = -1;
-static bool offer_deflate, unordered;
+static bool offer_deflate, unordered, commanded;
 static char **tokens;
 static size_t token_count;
 
@@ -194,23 +198,16 @@ static void *must(void *memory) {
 
 static int index_of(const struct conn *c) { return (int)(c - conns); }
 
-/* CPU time of the servers, user and system, in seconds: /proc/<pid>/stat, fields 14 and 15 (proc(5)). */
+/* CPU time of the servers in seconds, with their threads. Their CPU clocks are read: /proc counts in steps of 10 ms, which is
+ * much of a short run. */
 static double server_cpu(void) {
     double sum = 0;
     for (int i = 0; i < pid_count; i++) {
-        char name[64], text[1024];
-        snprintf(name, sizeof name, "/proc/%d/stat", pids[i]);
-        FILE *f = fopen(name, "r");
-        if (f == NULL) fail("server process %d has gone", pids[i]);
-        size_t n = fread(text, 1, sizeof text - 1, f);
-        fclose(f);
-        text[n] = 0;
-        char *after = strrchr(text, ')'); /* the command's name may contain anything */
-        unsigned long user = 0, system = 0;
-        if (after == NULL
-            || sscanf(after + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) != 2)
-            fail("cannot read %s", name);
-        sum += (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+        clockid_t clock;
+        struct timespec used;
+        if (clock_getcpuclockid(pids[i], &clock) != 0 || clock_gettime(clock, &used) != 0)
+            fail("server process %d has gone", pids[i]);
+        sum += (double)used.tv_sec + (double)used.tv_nsec / 1e9;
     }
     return sum;
 }
@@ -867,55 +864,119 @@ static void run_until(uint64_t end) {
     }
 }
 
-/* Nothing more is published; what is in flight must arrive, and nothing may come after it. */
+__attribute__((noreturn)) static void fail_missing(void) {
+    uint64_t missing = 0;
+    for (size_t i = 0; i < (size_t)publishers * RING; i++)
+        if (slots[i].id != 0 && slots[i].remaining > 0) missing += (uint64_t)slots[i].remaining;
+    fail("%llu deliveries of %llu broadcasts never arrived", (unsigned long long)missing, (unsigned long long)outstanding);
+}
+
+/* Until `end`, and on until as many broadcasts have arrived as are in flight, and with one's arrival: a server that takes longer
+ * for a broadcast than a short run lasts is measured over whole ones. */
+static void run_whole(uint64_t end) {
+    uint64_t least = completed + (uint64_t)in_flight, before, deadline = end + (uint64_t)(patience * 1e9);
+    do {
+        before = completed;
+        turn(50);
+        if (now > deadline) fail_missing();
+    } while (now < end || completed < least || completed == before);
+}
+
+/* Nothing more is published; what is in flight must arrive. */
 static void drain(void) {
     publishing = false;
     due = 0;
     uint64_t deadline = clock_ns() + (uint64_t)(patience * 1e9);
     while (outstanding > 0) {
         turn(50);
-        if (now > deadline) {
-            uint64_t missing = 0;
-            for (size_t i = 0; i < (size_t)publishers * RING; i++)
-                if (slots[i].id != 0 && slots[i].remaining > 0) missing += (uint64_t)slots[i].remaining;
-            fail("%llu deliveries of %llu broadcasts never arrived", (unsigned long long)missing,
-                 (unsigned long long)outstanding);
+        if (now > deadline) fail_missing();
+    }
+}
+
+/* What was measured since the last report, in one slice or in several. */
+static struct tally {
+    struct span spent;
+    uint64_t deliveries, broadcasts, bytes, reordered;
+} tally;
+
+static void slice(void) {
+    publishing = true;
+    due = in_flight;
+    publish_due();
+    run_whole(clock_ns() + (uint64_t)(warmup * 1e9));
+    sampling = true;
+    uint64_t was_delivered = deliveries, was_completed = completed, was_received = received_bytes;
+    struct span s = mark();
+    run_whole(s.start + (uint64_t)(duration * 1e9));
+    struct span e = mark();
+    sampling = false;
+    tally.spent.start += e.start - s.start;
+    tally.spent.idle += e.idle - s.idle;
+    tally.spent.server += e.server - s.server;
+    tally.spent.own += e.own - s.own;
+    tally.deliveries += deliveries - was_delivered;
+    tally.broadcasts += completed - was_completed;
+    tally.bytes += received_bytes - was_received;
+    drain();
+}
+
+static void report_slices(double setup_seconds) {
+    static const struct span nothing;
+    double wall = wall_between(&nothing, &tally.spent), delivered = (double)tally.deliveries;
+    printf("{\"deliveries_per_s\": %.1f, \"broadcasts_per_s\": %.1f, \"deliveries\": %llu, \"in_flight\": %d, "
+           "\"publishers\": %d, \"payload\": %zu, \"verified\": %llu, \"setup_seconds\": %.3f, ",
+           delivered / wall, (double)tally.broadcasts / wall, (unsigned long long)tally.deliveries, in_flight, publishers,
+           payload_size, (unsigned long long)deliveries, setup_seconds);
+    print_span(&nothing, &tally.spent);
+    printf(", \"reordered\": %llu", (unsigned long long)(reordered - tally.reordered));
+    printf(", \"wire_bytes_per_delivery\": %.1f", (double)tally.bytes / delivered);
+    printf(", \"server_us_per_delivery\": %.5f, \"server_us_per_broadcast\": %.4f", tally.spent.server * 1e6 / delivered,
+           tally.spent.server * 1e6 / (double)tally.broadcasts);
+    print_quantiles("latency", samples, sample_count);
+    print_common();
+    tally = (struct tally){.reordered = reordered};
+    sample_count = 0;
+}
+
+/* Waits for a number on standard input, and looks after the connections meanwhile; -1: it has ended. */
+static int next_command(void) {
+    struct pollfd waiting[] = {{.fd = 0, .events = POLLIN}, {.fd = poller, .events = POLLIN}};
+    for (;;) {
+        if (poll(waiting, 2, -1) < 0 && errno != EINTR) fail("poll: %s", strerror(errno));
+        if (waiting[1].revents != 0) turn(0);
+        if (waiting[0].revents != 0) {
+            char line[32];
+            return fgets(line, sizeof line, stdin) == NULL ? -1 : atoi(line);
         }
     }
-    run_until(clock_ns() + 100000000u);
 }
 
 static void fanout(void) {
     struct span setup = mark();
     open_all(total, concurrency);
     double setup_seconds = (double)(clock_ns() - setup.start) / 1e9;
-    publishing = true;
     receivers = connections;
-    due = in_flight;
-    publish_due();
-    run_until(clock_ns() + (uint64_t)(warmup * 1e9));
-    sampling = true;
-    uint64_t was_delivered = deliveries, was_completed = completed, was_received = received_bytes;
-    struct span s = mark();
-    run_until(s.start + (uint64_t)(duration * 1e9));
-    struct span e = mark();
-    uint64_t delivered = deliveries - was_delivered, done = completed - was_completed;
-    uint64_t received = received_bytes - was_received;
-    sampling = false;
-    if (delivered == 0) fail("nothing was delivered in %.1f s", duration);
-    drain();
-    double wall = wall_between(&s, &e);
-    printf("{\"deliveries_per_s\": %.1f, \"broadcasts_per_s\": %.1f, \"deliveries\": %llu, \"in_flight\": %d, "
-           "\"publishers\": %d, \"payload\": %zu, \"verified\": %llu, \"setup_seconds\": %.3f, ",
-           (double)delivered / wall, (double)done / wall, (unsigned long long)delivered, in_flight, publishers,
-           payload_size, (unsigned long long)deliveries, setup_seconds);
-    print_span(&s, &e);
-    printf(", \"reordered\": %llu", (unsigned long long)reordered);
-    printf(", \"wire_bytes_per_delivery\": %.1f", (double)received / (double)delivered);
-    printf(", \"server_us_per_delivery\": %.5f, \"server_us_per_broadcast\": %.4f",
-           (e.server - s.server) * 1e6 / (double)delivered, (e.server - s.server) * 1e6 / (double)(done > 0 ? done : 1));
-    print_quantiles("latency", samples, sample_count);
-    print_common();
+    if (!commanded) {
+        slice();
+        run_until(clock_ns() + 100000000u); /* nothing may come after it */
+        report_slices(setup_seconds);
+        return;
+    }
+    printf("{\"event\": \"ready\"}\n");
+    fflush(stdout);
+    for (int command; (command = next_command()) >= 0;) {
+        if (command > 0) {
+            if ((unsigned)command > RING / 2) fail("bad counts");
+            in_flight = command;
+            slice();
+            printf("{\"measured\": %.6f}\n", (double)tally.spent.start / 1e9);
+            fflush(stdout);
+        } else {
+            if (tally.broadcasts == 0) fail("nothing was measured");
+            run_until(clock_ns() + 20000000u);
+            report_slices(setup_seconds);
+        }
+    }
 }
 
 static void connect_mode(void) {
@@ -1043,7 +1104,7 @@ enum option_id {
     OPT_AGAIN_SEND, OPT_AGAIN_EXPECT, OPT_CAPTURE, OPT_PUBLISH, OPT_PING, OPT_PONG, OPT_FAIL, OPT_TOKENS, OPT_PUBLISHERS, OPT_IN_FLIGHT,
     OPT_SIZE, OPT_WARMUP, OPT_SECONDS, OPT_TIMEOUT, OPT_PID, OPT_CORE, OPT_DEFLATE, OPT_BACKLOG, OPT_FILLERS, OPT_FILL_SEND,
     OPT_FILL_EXPECT, OPT_FILL_REPEAT, OPT_FILL_STEPS,
-    OPT_PROBES, OPT_PAUSE, OPT_UNORDERED
+    OPT_PROBES, OPT_PAUSE, OPT_UNORDERED, OPT_COMMANDED
 };
 
 static const struct option options[] = {
@@ -1056,7 +1117,8 @@ static const struct option options[] = {
     {"warmup", 1, 0, OPT_WARMUP}, {"seconds", 1, 0, OPT_SECONDS}, {"timeout", 1, 0, OPT_TIMEOUT}, {"pid", 1, 0, OPT_PID},
     {"core", 1, 0, OPT_CORE}, {"deflate", 0, 0, OPT_DEFLATE}, {"backlog", 1, 0, OPT_BACKLOG}, {"fillers", 1, 0, OPT_FILLERS},
     {"fill-send", 1, 0, OPT_FILL_SEND}, {"fill-expect", 1, 0, OPT_FILL_EXPECT}, {"fill-repeat", 1, 0, OPT_FILL_REPEAT},
-    {"fill-steps", 1, 0, OPT_FILL_STEPS}, {"probes", 1, 0, OPT_PROBES}, {"pause-us", 1, 0, OPT_PAUSE}, {"unordered", 0, 0, OPT_UNORDERED}, {0, 0, 0, 0}};
+    {"fill-steps", 1, 0, OPT_FILL_STEPS}, {"probes", 1, 0, OPT_PROBES}, {"pause-us", 1, 0, OPT_PAUSE}, {"unordered", 0, 0, OPT_UNORDERED},
+    {"commanded", 0, 0, OPT_COMMANDED}, {0, 0, 0, 0}};
 
 static void parse(int argc, char **argv) {
     int option;
@@ -1111,6 +1173,7 @@ static void parse(int argc, char **argv) {
         case OPT_FILL_STEPS: fill_steps = atoi(optarg); break;
         case OPT_PROBES: probes = atoi(optarg); break;
         case OPT_UNORDERED: unordered = true; break;
+        case OPT_COMMANDED: commanded = true; break;
         case OPT_PAUSE: pause_ns = (uint64_t)(atof(optarg) * 1e3); break;
         default: fail("bad option; see the top of loadgen.c");
         }

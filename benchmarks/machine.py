@@ -7,6 +7,7 @@ import platform
 import re
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -104,19 +105,20 @@ def memory_kb(pids: list[int], field: str = "VmRSS") -> int:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """Return the processes' CPU time, user and system."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / CLOCK_TICKS
+    """Return the processes' CPU time, user and system, with their threads.
+
+    It is read from their CPU clocks (clock_getcpuclockid(3); Linux makes the clock's id like this):
+    /proc counts in steps of 10 ms, which is much of a short run.
+    """
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
 
 
 def core_seconds(core: int) -> float:
-    """Return what one core has spent on processes, user and system, in seconds."""
+    """Return how long one core has been busy, in seconds; interrupts too, which a process's own
+    clock does not leave out either."""
     for line in Path("/proc/stat").read_text().splitlines():
         name, *ticks = line.split()
         if name == f"cpu{core}":
-            user, nice, system = (int(one) for one in ticks[:3])
-            return (user + nice + system) / CLOCK_TICKS
+            user, nice, system, _, _, irq, softirq = (int(one) for one in ticks[:7])
+            return (user + nice + system + irq + softirq) / CLOCK_TICKS
     return 0.0

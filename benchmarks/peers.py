@@ -58,6 +58,8 @@ class Peer:
     deflate_command: Callable[[int], list[str]] | None = None
     """The command with permessage-deflate, where it is not the same."""
     node: bool = False
+    slow: bool = False
+    """A broadcast takes so long that it is measured in the first round of a block only."""
     ordered: bool = True
     """Whether one sender's messages must arrive in order; if not, late ones are counted."""
 
@@ -214,6 +216,7 @@ PEERS: dict[str, Peer] = {
             "Django Channels, in-memory layer, uvicorn",
             _uvicorn("channels_app", *SANSIO, *NO_DEFLATE),
             PLAIN,
+            slow=True,
         ),
         Peer(
             "sansio-loop",

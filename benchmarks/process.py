@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import install
-from .machine import cores, free_port, process_tree
+from .machine import cores, cpu_seconds, free_port, process_tree
 from .peers import Dialect, Peer
 
 Report = dict[str, Any]
@@ -65,6 +65,16 @@ def _wait_until_open(server: Server, name: str, seconds: float) -> None:
 
 
 @contextmanager
+def explained(*servers: Server) -> Iterator[None]:
+    """Let a failure say what the servers have printed."""
+    try:
+        yield
+    except Failed as failure:
+        said = "\n".join(server.said() for server in servers)
+        raise failure if said in str(failure) else Failed(f"{failure}\n{said}") from None
+
+
+@contextmanager
 def serve(
     peer: Peer, *, environment: Mapping[str, str] | None = None, deflate: bool = False
 ) -> Iterator[Server]:
@@ -97,11 +107,9 @@ def serve(
             raise Failed(f"{peer.name} did not start: {error}") from None
         server = Server(port, process, log)
         try:
-            _wait_until_open(server, peer.name, 30)
-            yield server
-        except Failed as failure:
-            said = server.said()
-            raise failure if said in str(failure) else Failed(f"{failure}\n{said}") from None
+            with explained(server):
+                _wait_until_open(server, peer.name, 30)
+                yield server
         finally:
             tree = server.pids if process.poll() is None else []
             process.terminate()
@@ -116,6 +124,17 @@ def serve(
                 except ProcessLookupError:
                     pass
             process.wait(5)
+
+
+def settle(servers: Sequence[Server], seconds: float = 5.0) -> None:
+    """Wait until servers rest: the clients of a run that leave them are no cost of the next one."""
+    pids = [pid for server in servers for pid in server.pids]
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        used = cpu_seconds(pids)
+        time.sleep(0.02)
+        if cpu_seconds(pids) - used < 0.001:
+            return
 
 
 def arguments(
@@ -151,6 +170,14 @@ def read_report(text: str) -> Report:
     Raises:
         Failed: the report is an error, or there is none.
     """
+    report = _read_line(text)
+    # It spins: where it did not have its core all the time, something else was running there.
+    report["disturbed"] = report["generator_share"] < 0.95
+    report["generator_bound"] = report["generator_cpu"] > 0.9 and report["server_cpu"] < 0.9
+    return report
+
+
+def _read_line(text: str) -> Report:
     lines = text.strip().splitlines()
     try:
         report: Report = json.loads(lines[-1]) if lines else {"error": "no report"}
@@ -158,10 +185,64 @@ def read_report(text: str) -> Report:
         report = {"error": lines[-1]}
     if "error" in report:
         raise Failed(str(report["error"]))
-    # It spins: where it did not have its core all the time, something else was running there.
-    report["disturbed"] = report["generator_share"] < 0.95
-    report["generator_bound"] = report["generator_cpu"] > 0.9 and report["server_cpu"] < 0.9
     return report
+
+
+class Crowd:
+    """Clients of one server that stay, and measure when they are told to."""
+
+    def __init__(self, generator: subprocess.Popen[str]) -> None:
+        self._generator = generator
+        self._read()
+
+    def measure(self, in_flight: int) -> float:
+        """Measure for a moment; return the seconds that were measured since the last report.
+
+        Raises:
+            Failed: what the load generator found wrong; it has ended.
+        """
+        self._command(in_flight)
+        return float(_read_line(self._read())["measured"])
+
+    def report(self) -> Report:
+        """Return the report on all that was measured since the last one.
+
+        Raises:
+            Failed: as `measure`.
+        """
+        self._command(0)
+        return read_report(self._read())
+
+    def _command(self, number: int) -> None:
+        assert self._generator.stdin is not None
+        try:
+            # Past the buffer, which would be flushed into the broken pipe once more when it closes.
+            os.write(self._generator.stdin.fileno(), f"{number}\n".encode())
+        except BrokenPipeError:
+            # It has ended, and its last line says why.
+            pass
+
+    def _read(self) -> str:
+        assert self._generator.stdout is not None
+        line = self._generator.stdout.readline()
+        _read_line(line)
+        return line
+
+
+@contextmanager
+def crowd(command: Sequence[str]) -> Iterator[Crowd]:
+    """Connect the load generator's clients, and let them stay until the block ends.
+
+    Raises:
+        Failed: they did not get through their dialogue.
+    """
+    with subprocess.Popen(
+        [*command, "--commanded"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as generator:
+        try:
+            yield Crowd(generator)
+        finally:
+            generator.kill()
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Results: rounds as they were measured, medians, and medians of ratios."""
+"""Results: rounds as they were measured, medians, and ratios with what is known of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from math import comb
 from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
@@ -45,7 +46,10 @@ def save(results: Results, folder: Path = RESULTS) -> Path:
     """Write a case's results."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{results['case']}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    head = json.dumps({**results, "measurements": []}, indent=1).removesuffix("]\n}")
+    # There are hundreds: a line for each.
+    lines = ",\n".join(f"  {json.dumps(one)}" for one in results["measurements"])
+    path.write_text(f"{head}\n{lines}\n ]\n}}\n")
     return path
 
 
@@ -78,15 +82,28 @@ def median_of(
     return median(found.values()) if found else None
 
 
-def ratio_of(
+def ratios_of(
     measurements: Iterable[Measurement], peer: str, other: str, variant: str, metric: str
-) -> float | None:
-    """Return the median over rounds of `peer` ÷ `other` within the same round.
+) -> list[float]:
+    """Return `peer` ÷ `other` for each round that both were measured in.
 
     What disturbs the machine disturbs both of a round, so a ratio within it is worth more than the
     ratio of two medians.
     """
     measurements = list(measurements)
     ours, theirs = (values(measurements, name, variant, metric) for name in (peer, other))
-    ratios = [ours[r] / theirs[r] for r in ours if r in theirs and theirs[r] > 0]
-    return median(ratios) if ratios else None
+    return [ours[r] / theirs[r] for r in ours if theirs.get(r, 0) > 0]
+
+
+def median_interval(sample: Iterable[float]) -> tuple[float, float] | None:
+    """Return a confidence interval of at least 95 % for the median; None of fewer than 6 values.
+
+    It assumes nothing of how the values are distributed: each lies on either side of the true
+    median with the same chance, so how many do is binomial, and the interval ends at two of the
+    values (Conover, Practical Nonparametric Statistics, section 3.2).
+    """
+    ordered = sorted(sample)
+    outside, beyond = 0, 0.0
+    while (beyond := beyond + comb(len(ordered), outside) / 2 ** len(ordered)) <= 0.025:
+        outside += 1
+    return (ordered[outside - 1], ordered[-outside]) if outside else None

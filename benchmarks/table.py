@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from .cases import CASES, Case, Metric
 from .chart import IMAGES, format_value, label_of
@@ -13,15 +15,28 @@ from .results import (
     Measurement,
     Results,
     load,
+    median_interval,
     median_of,
     peers,
-    ratio_of,
+    ratios_of,
     values,
     variants,
 )
 
 PAGE = ROOT / "docs" / "performance.md"
 MARKERS = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
+
+
+def better(ratios: Sequence[float]) -> str:
+    """Return how many times better ours is: the median, and its confidence interval if there are
+    enough rounds for one."""
+    interval = median_interval(ratios)
+    known = ", {}–{}".format(*map(_times, interval)) if interval else ""
+    return f"×{_times(median(ratios))}{known}"
 
 
 def metric_table(measurements: list[Measurement], metric: Metric) -> str:
@@ -43,10 +58,9 @@ def metric_table(measurements: list[Measurement], metric: Metric) -> str:
         for variant in columns:
             value = median_of(measurements, peer, variant, metric.key)
             cell = "–" if value is None else format_value(value, metric)
-            ratio = ratio_of(measurements, ours, peer, variant, metric.key)
-            if peer != ours and ratio:
-                better = ratio if metric.higher_is_better else 1 / ratio
-                cell += f" (×{better:.2f})"
+            pair = (ours, peer) if metric.higher_is_better else (peer, ours)
+            if peer != ours and (ratios := ratios_of(measurements, *pair, variant, metric.key)):
+                cell += f" ({better(ratios)})"
             cells.append(cell)
         lines.append(f"| {label_of(peer)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -61,11 +75,11 @@ def case_section(case: Case, results: Results | None) -> str:
     machine, parameters = results["machine"], results["parameters"]
     rounds = len({m["round"] for m in measurements})
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    length = f" of {parameters['seconds']:g} s after {parameters['warmup']:g} s"
     parts.append(
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory']}, "
-        f"Linux {machine['kernel']}; "
-        f"{rounds} round{'s' if rounds != 1 else ''} of {parameters['seconds']:g} s after "
-        f"{parameters['warmup']:g} s. {versions}.\n"
+        f"Linux {machine['kernel']}; {rounds} round{'s' if rounds != 1 else ''}"
+        f"{length if case.timed else ''}. {versions}.\n"
     )
     bound = sorted(
         {
@@ -80,10 +94,13 @@ def case_section(case: Case, results: Results | None) -> str:
     if reordered:
         parts.append(f"Delivered out of order, in part: {', '.join(reordered)}.\n")
     disturbed = sum(1 for m in measurements if m["report"].get("disturbed"))
+    # Of many rounds a few change no median.
+    few = len(measurements) // 10
     if disturbed:
+        untrustworthy = ": these figures are not to be relied on" if disturbed > few else ""
         parts.append(
             f"Something else ran beside the server or the generator during {disturbed} of "
-            f"{len(measurements)} measurements: these figures are not to be relied on.\n"
+            f"{len(measurements)} measurements{untrustworthy}.\n"
         )
     if case.chart and (IMAGES / f"{case.name}.svg").is_file():
         parts.append(f"![{case.summary}](images/{case.name}.svg)\n")

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.install import CFLAGS, HERE
-from benchmarks.process import Failed, Report, read_report
+from benchmarks.process import Crowd, Failed, Report, crowd, read_report
 
 pytestmark = pytest.mark.skipif(
     shutil.which("cc") is None or not Path("/proc/self/stat").exists(),
@@ -124,6 +125,52 @@ def test_right_deliveries_are_counted(loadgen: Path) -> None:
         report["deliveries"] / report["seconds"], rel=0.01
     )
     assert report["broadcasts_per_s"] == pytest.approx(report["deliveries_per_s"], rel=0.05)
+
+
+def test_a_server_slower_than_the_run_is_measured_over_whole_broadcasts(loadgen: Path) -> None:
+    def slow(number: int, payload: bytes) -> list[bytes]:
+        time.sleep(0.1)
+        return [frame(payload)]
+
+    report = load(loadgen, slow, "--seconds", "0.12", "--in-flight", "3")
+    assert report["deliveries"] >= 3
+    assert report["seconds"] >= 0.25
+    assert report["deliveries_per_s"] < 12
+
+
+@contextmanager
+def commanded(program: Path, answer: Answer) -> Iterator[Crowd]:
+    with serving(answer) as port:
+        command = [str(program), "--port", str(port), "--connections", "1", "--publish"]
+        with crowd([*command, "{payload}", "--warmup", "0.01", "--seconds", "0.03"]) as clients:
+            yield clients
+
+
+def test_clients_that_stay_add_up_slices_and_begin_anew(loadgen: Path) -> None:
+    with commanded(loadgen, echo) as clients:
+        first, second = clients.measure(1), clients.measure(1)
+        assert 0.03 <= first < second
+        both = clients.report()
+        assert both["seconds"] == pytest.approx(second, abs=1e-5)
+        assert both["deliveries"] < both["verified"]
+        assert both["in_flight"] == 1
+        assert clients.measure(8) < second
+        assert clients.report()["in_flight"] == 8
+
+
+def test_clients_that_stay_notice_what_comes_too_late(loadgen: Path) -> None:
+    went_on = threading.Event()
+
+    def echo_twice_in_the_end(number: int, payload: bytes) -> list[bytes]:
+        return [frame(payload)] * (2 if went_on.is_set() else 1)
+
+    with commanded(loadgen, echo_twice_in_the_end) as clients:
+        clients.measure(1)
+        went_on.set()
+        with pytest.raises(Failed, match="expected number"):
+            clients.measure(1)
+        with pytest.raises(Failed):
+            clients.report()
 
 
 def test_several_objects_in_a_frame_and_frames_in_pieces(loadgen: Path) -> None:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import pytest
+
 from benchmarks.cases import CASES
 from benchmarks.chart import write_chart
 from benchmarks.process import read_report
-from benchmarks.results import Measurement, Results, load, median_of, ratio_of, save
-from benchmarks.table import PAGE, fill, metric_table
+from benchmarks.results import (
+    Measurement,
+    Results,
+    load,
+    median_interval,
+    median_of,
+    ratios_of,
+    save,
+)
+from benchmarks.table import PAGE, better, fill, metric_table
 
 
 def measured(*rows: tuple[int, str, str, float]) -> list[Measurement]:
@@ -36,15 +46,40 @@ def results(rows: list[Measurement]) -> Results:
     )
 
 
-def test_a_ratio_is_the_median_of_ratios_within_rounds() -> None:
-    assert ratio_of(ROWS, "realtime", "bun", "1 in flight", "deliveries_per_s") == 3
+def test_ratios_are_those_within_rounds() -> None:
+    assert ratios_of(ROWS, "realtime", "bun", "1 in flight", "deliveries_per_s") == [2, 3, 4]
     assert median_of(ROWS, "realtime", "1 in flight", "deliveries_per_s") == 200
 
 
 def test_a_round_that_one_of_the_two_missed_does_not_count() -> None:
     rows = measured((0, "realtime", "v", 10), (1, "realtime", "v", 50), (1, "bun", "v", 5))
-    assert ratio_of(rows, "realtime", "bun", "v", "deliveries_per_s") == 10
-    assert ratio_of(rows, "realtime", "ws", "v", "deliveries_per_s") is None
+    assert ratios_of(rows, "realtime", "bun", "v", "deliveries_per_s") == [10]
+    assert ratios_of(rows, "realtime", "ws", "v", "deliveries_per_s") == []
+
+
+@pytest.mark.parametrize(("count", "rank"), [(6, 1), (8, 1), (9, 2), (12, 3), (16, 4), (20, 6)])
+def test_the_interval_of_a_median_ends_at_the_ranks_of_the_tables(count: int, rank: int) -> None:
+    """The ranks are those of the sign test's tables."""
+    sample = [float(n) for n in range(count, 0, -1)]
+    assert median_interval(sample) == (rank, count + 1 - rank)
+
+
+def test_few_rounds_have_no_interval() -> None:
+    assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None
+    assert better([1.0, 2.0, 4.0]) == "×2.00"
+
+
+def test_a_ratio_shows_its_interval() -> None:
+    assert better([1.0, 1.1, 1.2, 1.3, 1.4, 1.5]) == "×1.25, 1.00–1.50"
+    assert better([9.0, 12.34, 1234.5, 12.34, 12.34, 12.34]) == "×12.3, 9.00–1234"
+
+
+def test_smaller_is_better_turns_the_ratio_over() -> None:
+    cpu = CASES["fanout"].metrics[1]
+    rows = measured((0, "realtime", "v", 2), (0, "bun", "v", 3))
+    for row in rows:
+        row["report"] = {cpu.key: row["report"]["deliveries_per_s"]}
+    assert "| Bun's native publish | 3.00 (×1.50) |" in metric_table(rows, cpu)
 
 
 def test_a_table_has_medians_and_says_how_many_times_better_ours_is() -> None:
@@ -62,6 +97,11 @@ def test_tables_go_between_their_markers_and_the_rest_stays(tmp_path: Path) -> N
     assert "old" not in filled
     assert "| starlette-realtime | 200 |" in filled
     assert fill(filled, tmp_path) == filled
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    save(results(ROWS), tmp_path)
+    assert load("fanout", tmp_path) == results(ROWS)
 
 
 def test_a_case_without_results_says_so(tmp_path: Path) -> None:
