@@ -7,7 +7,7 @@ in canonical form is JSON in UTF-8, with bytes as `protocols.payload` writes the
 from __future__ import annotations
 
 import enum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -127,16 +127,30 @@ class Page(msgspec.Struct, frozen=True):
     more: bool = False
 
 
+MAX_NAME: Final = 255
+"""Characters of an event's, a room's or a namespace's name."""
+MAX_ID: Final = 255
+"""Characters of an `id` that is a string; one that is a number has at most 64 bits."""
+MAX_MESSAGE_ID: Final = 64
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+_Id = (
+    Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+    | Annotated[str, msgspec.Meta(max_length=MAX_ID)]
+)
+
+
 class Command(msgspec.Struct, frozen=True, gc=False):
     """One message from a client, as every protocol's codec hands it to the engine."""
 
-    type: str
-    id: int | str | None = None
-    room: str | None = None
+    type: _Name
+    id: _Id | None = None
+    room: _Name | None = None
     data: msgspec.Raw = msgspec.Raw(b"null")
     since: Position | None = None
-    message_id: str = msgspec.field(default="", name="messageId")
-    ns: str = "/"
+    message_id: Annotated[str, msgspec.Meta(max_length=MAX_MESSAGE_ID)] = msgspec.field(
+        default="", name="messageId"
+    )
+    ns: _Name = "/"
 
 
 class MemberInfo(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from starlette_realtime import AnonymousAuth, Namespace
+from starlette_realtime import AnonymousAuth, Namespace, events
 from starlette_realtime import errors as tree
 from starlette_realtime.core.channels import RESERVED
 from starlette_realtime.core.options import Options
@@ -101,9 +101,9 @@ def test_limits() -> None:
     assert options.max_payload == 1_000_000 and "a frame 1 MB (then close 1009)" in said
     assert f"nesting {native.MAX_DEPTH} levels" in said
     assert f"{native.MAX_OBJECTS} objects in a frame" in said
-    assert f"{native.MAX_NAME} characters each without control characters" in said
-    assert f"a string (at most {native.MAX_MESSAGE_ID} characters) that makes a resend" in DOCUMENT
-    assert f"a string of at most {native.MAX_ID} characters, of the client's choice" in DOCUMENT
+    assert f"{events.MAX_NAME} characters each without control characters" in said
+    assert f"a string (at most {events.MAX_MESSAGE_ID} characters) that makes a resend" in DOCUMENT
+    assert f"a string of at most {events.MAX_ID} characters, of the client's choice" in DOCUMENT
     assert f"`auth_timeout` ({options.auth_timeout:g} s)" in DOCUMENT
     assert f"within the grace period ({options.presence_grace:g} s)" in DOCUMENT
     for name in ("ping_interval", "ping_timeout"):

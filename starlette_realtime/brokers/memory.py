@@ -23,18 +23,23 @@ MAX_IDS = 10_000
 """Ids remembered per channel; beyond, the oldest go first, even before their time. The ids of what
 is in the history lane are known besides."""
 
+SPARE = 64
+"""Publications that a lane may have beyond its limit until it is read, so that most are kept
+without another being looked for that goes."""
+
 _offset = attrgetter("offset")
 # Python 3.11 takes as long to find a member in its enum as to call a function.
 _NONE, _HISTORY = Lane.NONE, Lane.HISTORY
 
 
 class _Kept:
-    """What is kept in one lane, oldest first, and when each of it was: in seconds, because what a
-    publisher says of the time may be wrong."""
+    """What is kept in one lane, at most `limit`, oldest first, and when each of it was: in seconds,
+    because what a publisher says of the time may be wrong."""
 
-    __slots__ = ("publications", "times")
+    __slots__ = ("limit", "publications", "times")
 
     def __init__(self) -> None:
+        self.limit = 0
         self.publications: deque[Publication] = deque()
         self.times: deque[float] = deque()
 
@@ -62,32 +67,45 @@ class _Stream:
 
     def append(self, publication: Publication, retention: Retention, now: float) -> None:
         lane = publication.lane
-        self.retention = retention
         kept = self.lanes.get(lane)
         if kept is None:
             kept = self.lanes[lane] = _Kept()
+            self._retain(retention)
+        elif retention is not self.retention:
+            self._retain(retention)
+        times = kept.times
+        times.append(now)
         kept.publications.append(publication)
-        kept.times.append(now)
         if publication.id and lane == _HISTORY:
             self.by_id[publication.id] = publication.offset
-        limit = retention.size if lane == _HISTORY else retention.presence
         # What the other lane has too long goes with its own next one, or before it is read.
-        self._trim(kept, limit, now - retention.age)
+        if len(times) > kept.limit + SPARE or times[0] < now - retention.age:
+            self._trim(kept, now)
+
+    def _retain(self, retention: Retention) -> None:
+        self.retention = retention
+        for lane, kept in self.lanes.items():
+            kept.limit = retention.size if lane == _HISTORY else retention.presence
 
     def expire(self, now: float) -> None:
-        """Drop what is older than the retention allows at `now`."""
+        """Drop what is more, or older, than the retention allows at `now`."""
         for kept in self.lanes.values():
-            self._trim(kept, len(kept.times), now - self.retention.age)
+            self._trim(kept, now)
 
-    def _trim(self, kept: _Kept, limit: int, oldest: float) -> None:
+    def _trim(self, kept: _Kept, now: float) -> None:
         publications, times = kept.publications, kept.times
-        while times and (times[0] < oldest or len(times) > limit):
+        oldest = now - self.retention.age
+        excess = max(0, len(times) - kept.limit)
+        while excess < len(times) and times[excess] < oldest:
+            excess += 1
+        gone = None
+        for _ in range(excess):
             times.popleft()
             gone = publications.popleft()
-            if gone.offset > self.trimmed:
-                self.trimmed = gone.offset
             if gone.id and gone.lane == _HISTORY:
                 self.by_id.pop(gone.id, None)
+        if gone is not None and gone.offset > self.trimmed:
+            self.trimmed = gone.offset
 
     def lapsed(self, now: float) -> bool:
         """Whether nothing of it counts any more."""
@@ -104,6 +122,19 @@ class _Stream:
             ids.popitem(last=False)
         found = ids.get(id)
         return self.by_id.get(id) if found is None else found[0]
+
+    def refuses(self, draft: Draft, now: float) -> Published | None:
+        """Return the answer to what was published before, or amends what has changed; None if it
+        may be published."""
+        self.expire(now)
+        if draft.id:
+            seen = self.seen(draft.id, now)
+            if seen is not None:
+                position = Position(self.epoch, seen) if seen else Position("", 0)
+                return Published(position, duplicate=True)
+        if draft.expects and self.payload(draft.amends) != draft.expects:
+            return Published(self.position, conflict=True)
+        return None
 
     def remember(self, id: str, offset: int, now: float) -> None:
         self.ids[id] = (offset, now + IDEMPOTENCY_SECONDS)
@@ -179,31 +210,27 @@ class MemoryBroker(HistoryBroker):
         if self._listener is None:
             raise BrokerUnavailable("the broker is not running")
         now = self._clock()
+        kept, id = draft.lane is not _NONE, draft.id
         # What is neither kept nor known again needs no stream.
-        lasting = draft.lane is not _NONE or draft.id or draft.expects
+        lasting = kept or id or draft.expects
         stream = self._stream(channel) if lasting else self._streams.get(channel)
         offset, epoch = 0, ""
         if stream is not None:
-            if draft.id:
-                seen = stream.seen(draft.id, now)
-                if seen is not None:
-                    position = Position(stream.epoch, seen) if seen else Position("", 0)
-                    return Published(position, duplicate=True)
-            if draft.expects:
-                stream.expire(now)
-                if stream.payload(draft.amends) != draft.expects:
-                    return Published(stream.position, conflict=True)
-            if draft.lane is not _NONE:
+            if id or draft.expects:
+                refused = stream.refuses(draft, now)
+                if refused is not None:
+                    return refused
+            if kept:
                 offset = stream.offset = stream.offset + 1
                 epoch = stream.epoch
-            if draft.id:
-                stream.remember(draft.id, offset, now)
+            if id:
+                stream.remember(id, offset, now)
         publication = Publication(
             draft.event,
             draft.data,
             offset,
             epoch,
-            draft.id,
+            id,
             draft.lane,
             draft.exclude,
             draft.volatile,
@@ -211,7 +238,7 @@ class MemoryBroker(HistoryBroker):
             draft.time or int(now * 1000),
         )
         if stream is not None:
-            if offset:
+            if kept:
                 stream.append(publication, retention, now)
             if draft.amends:
                 stream.amend(draft.amends, draft.amended)

@@ -402,7 +402,7 @@ class Engine:
         self.hub.push(session, session.outbox.wire.pong(self.ns, now))
 
     async def _on_broadcast(self, session: Session, command: Command) -> None:
-        member = self._member(session, command)
+        member = session.memberships.get(command.room or "") or self._member(session, command)
         if not member.room_type.options.broadcast:
             raise AccessDenied
         data = bytes(command.data)

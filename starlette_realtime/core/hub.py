@@ -282,7 +282,8 @@ class Hub:
             self._received(channel, publication)
 
     def _received(self, channel: Channel, publication: Publication) -> None:
-        if not publication.offset:
+        offset = publication.offset
+        if not offset:
             if publication.event[:1] == "$":
                 self._control(channel, publication)
             else:
@@ -294,9 +295,6 @@ class Hub:
                     collected.append(publication)
                     if len(collected) > MAX_BUFFERED:
                         channel.joining[receiver] = None
-        if channel.epoch is None:
-            # The first one to join is still reading where the stream stands.
-            return
         if channel.healing is not None:
             if len(channel.healing) < MAX_BUFFERED:
                 channel.healing.append(publication)
@@ -305,16 +303,18 @@ class Hub:
                 channel.healing[-1] = publication
             return
         if publication.epoch == channel.epoch:
-            offset = channel.offset
-            if publication.offset == offset + 1 and publication.previous == channel.nonce:
+            if offset == channel.offset + 1 and publication.previous == channel.nonce:
                 if publication.nonce:
                     channel.move_to(publication.position)
                 else:
-                    channel.offset = publication.offset
+                    channel.offset = offset
                 self._deliver(channel, publication)
                 return
-            if publication.offset <= offset and channel.knows(publication):
+            if offset <= channel.offset and channel.knows(publication):
                 return
+        elif channel.epoch is None:
+            # The first one to join is still reading where the stream stands.
+            return
         channel.healing = [publication]
         self._heal(channel)
 
@@ -424,8 +424,7 @@ class Hub:
 
     def _encode(self, channel: Channel, wire: Wire, run: list[Publication]) -> list[bytes]:
         self.encoded += len(run)
-        ns, room = channel.ns, channel.room
-        return [wire.event(ns, room, publication) for publication in run]
+        return wire.events(channel.ns, channel.room, run)
 
     def _flush_one(self, channel: Channel, own: dict[Outbox, _Own]) -> None:
         run, channel.pending = channel.pending or [], None

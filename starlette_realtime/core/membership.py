@@ -336,7 +336,7 @@ class Membership:
         channel, session = member.channel, member.session
         view = member.room_type.missed or list
         everything: list[bytes] = read.once(
-            wire, lambda found: [wire.event(self.ns, channel.room, p) for p in view(found)]
+            wire, lambda found: wire.events(self.ns, channel.room, view(found))
         )
         start = len(everything) - len(missed)
         if session.id in read.once("excluded", lambda found: {p.exclude for p in found}):
@@ -352,11 +352,8 @@ class Membership:
     def _encode(
         self, publications: list[Publication], channel: Channel, session: Session, wire: Wire
     ) -> list[bytes]:
-        return [
-            wire.event(self.ns, channel.room, publication)
-            for publication in publications
-            if publication.exclude != session.id
-        ]
+        theirs = [each for each in publications if each.exclude != session.id]
+        return wire.events(self.ns, channel.room, theirs)
 
     def _recent_limit(self, member: Member) -> int:
         own = member.room_type.options.recent

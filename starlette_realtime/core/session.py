@@ -221,10 +221,9 @@ class Session:
     def push(self, event: str, data: Any = None, *, room: str | None = None) -> None:
         """`send`, where nothing may be awaited."""
         check_public(event)
-        message = self.outbox.wire.event(
-            self.namespace, room, self.engine.ephemeral(event, payload.dump(data))
-        )
-        self.engine.hub.push(self, message)
+        publication = self.engine.ephemeral(event, payload.dump(data))
+        messages = self.outbox.wire.events(self.namespace, room, (publication,))
+        self.engine.hub.push(self, *messages)
 
     @property
     def message_id(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from functools import partial
 from types import coroutine
 from typing import Any, Generic, Protocol, TypeVar
@@ -143,10 +143,9 @@ class _EventBell:
 
 
 def starter() -> Starter | None:
-    """Return a starter for the running loop, if it can have one: asyncio's."""
+    """Return a starter for the running task, if it can have one: asyncio's."""
     try:
-        asyncio.get_running_loop()
-        return Starter()
+        return Starter(asyncio.get_running_loop())
     except RuntimeError:
         return None
 
@@ -160,56 +159,54 @@ class Starter:
     asks for the task, to cancel it after a timeout for instance, gets the one that goes on.
     """
 
-    __slots__ = ("_awaited", "_context", "_error", "_task", "_waiter", "_work")
+    __slots__ = ("_awaited", "_context", "_error", "_loop", "_task", "_work")
 
-    def __init__(self) -> None:
-        self._context: Context
-        self._task: asyncio.Task[Any]
-        self._waiter: asyncio.Future[None]
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[Any] = asyncio.current_task(loop)  # type: ignore[assignment]
+        self._context = copy_context()
         # What has begun, and what it waits for; or what it has raised.
         self._work: Coroutine[Any, Any, None] | None = None
         self._awaited: Any = None
         self._error: BaseException | None = None
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Begin `work`, in a callback of the loop, while `run` waits for some."""
-        loop, task = self._waiter.get_loop(), self._task
-        _enter_task(loop, task)
+    def start(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Begin `work`, in a callback of the loop, while the task is in `attend`. Return whether it
+        has come to its end: if not, see to it that what `attend` waits for does."""
+        _enter_task(self._loop, self._task)
         try:
             self._awaited = self._context.run(work.send, None)
             self._work = work
         except StopIteration:
-            return
+            return True
         except BaseException as error:
             self._error = error
         finally:
-            _leave_task(loop, task)
-        if not self._waiter.done():
-            self._waiter.set_result(None)
+            _leave_task(self._loop, self._task)
+        return False
 
-    @coroutine
-    def run(self) -> Generator[Any, Any, None]:
-        """Be the task, until work that had to wait has come to its end. Raises what work raises."""
-        loop = asyncio.get_running_loop()
-        self._context = copy_context()
-        self._task = asyncio.current_task(loop)  # type: ignore[assignment]
-        self._waiter = loop.create_future()
+    async def attend(self, waiting: Awaitable[Answer]) -> Answer | None:
+        """Await `waiting`, go on with what has begun meanwhile and had to wait, to its end, and
+        return the result of `waiting`; None if that was broken off, by a cancellation that was
+        meant for what had begun. Raises what that raises."""
+        answer = None
         try:
             try:
-                yield from self._waiter
+                answer = await waiting
             except asyncio.CancelledError as cancelled:
                 if self._work is None:
                     raise
-                yield from self._go_on(self._work, cancelled)
+                await self._go_on(self._work, cancelled)
             else:
                 if self._error is not None:
                     raise self._error
-                assert self._work is not None
-                yield from self._go_on(self._work)
+                if self._work is not None:
+                    await self._go_on(self._work)
         finally:
-            del self._task
             self._work = self._awaited = self._error = None
+        return answer
 
+    @coroutine
     def _go_on(
         self,
         work: Coroutine[Any, Any, None],

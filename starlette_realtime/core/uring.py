@@ -47,6 +47,8 @@ _CQE = struct.Struct("=QiI")
 # struct io_uring_params: words, the last ones for where things are in the two rings.
 _PARAMS_SIZE, _FEATURES, _SQ_OFFSETS, _CQ_OFFSETS = 120, 20, 40, 80
 _WORD = 0xFFFFFFFF
+_NUMBERS = memoryview(array("I", range(ENTRIES)))
+_NOTHING = array("i")
 # What may be otherwise the next time.
 _PASSING = (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOMEM)
 
@@ -104,14 +106,16 @@ class Ring:
         self._head, self._tail = head // 4, tail // 4
         self._result_head, self._result_tail = result_head // 4, result_tail // 4
         self._results, self._found = results, found
+        self._order = kept(self._words[order // 4 : order // 4 + ENTRIES])
         for number in range(ENTRIES):
-            self._words[order // 4 + number] = number
             entry = (_SEND, _SKIP_SUCCESS, 0, -1, 0, address, 0, _FLAGS, number)
             _SQE.pack_into(sqes, _SQE_SIZE * number, *entry)
-        # All that changes from one broadcast to the next.
+        # All that changes from one broadcast to the next, and what is written there.
         step = _SQE_SIZE // 4
         self._descriptors = kept(kept(sqes.cast("i"))[_SQE_FD // 4 :: step])
         self._sizes = kept(kept(sqes.cast("I"))[_SQE_LEN // 4 :: step])
+        self._last_descriptors = _NOTHING
+        self._last_sizes = _NOTHING
 
     def write(self, descriptors: array[int], chunk: bytes) -> Short:
         """Write `chunk` to all descriptors, which are sockets and do not block."""
@@ -132,24 +136,26 @@ class Ring:
         # signal's handler, leaves nothing behind.
         before = words[self._head]
         words[self._result_head] = words[self._result_tail]
-        # The entries are used in turn: those of one call may be the last ones, then the first.
-        start = before % ENTRIES
+        # The kernel goes on in the ring from where it stands, and is to find the first entry there.
+        left = ENTRIES - before % ENTRIES
+        self._order[-left:] = _NUMBERS[:left]
+        self._order[:-left] = _NUMBERS[left:]
+        # Mostly it is the same group, and often as many bytes.
+        if descriptors != self._last_descriptors:
+            self._last_descriptors = _NOTHING
+            self._descriptors[:count] = descriptors
+            self._last_descriptors = descriptors[:]
         sizes = array("I", (len(chunk),)) * count
-        if start + count <= ENTRIES:
-            self._descriptors[start : start + count] = descriptors
-            self._sizes[start : start + count] = sizes
-        else:
-            left = ENTRIES - start
-            self._descriptors[start:] = descriptors[:left]
-            self._sizes[start:] = sizes[:left]
-            self._descriptors[: count - left] = descriptors[left:]
-            self._sizes[: count - left] = sizes[left:]
+        if sizes != self._last_sizes:
+            self._last_sizes = _NOTHING
+            self._sizes[:count] = sizes
+            self._last_sizes = sizes
         # No barrier is needed: it is this thread that goes into the kernel and reads there.
         words[self._tail] = (before + count) & _WORD
         returned = self._syscall(_ENTER, self._descriptor, count, 0, 0, 0, 0)
         short = []
         if words[self._result_head] != words[self._result_tail]:
-            short = [((number - start) % ENTRIES, sent) for number, sent in self._failures()]
+            short = self._failures()
         if returned != count:
             # What the kernel has not accepted, for want of memory as a rule, is written here.
             accepted = (words[self._head] - before) & _WORD

@@ -4,13 +4,14 @@ words in, bytes out."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
 from ..errors import ClientError, InvalidMessage
-from ..events import Command, Position, Publication
+from ..events import MAX_ID, MAX_NAME, Command, Position, Publication
 from .payload import out_of_range, too_deep
 
 SUBPROTOCOL: Final = "realtime.v1"
@@ -19,17 +20,25 @@ TOKEN_PREFIX: Final = "realtime.token."
 """Start of the subprotocol entry that carries a token."""
 MAX_OBJECTS: Final = 256
 """Objects a client may put into one frame."""
-MAX_NAME: Final = 255
 MAX_DEPTH: Final = 64
-MAX_ID: Final = 255
-"""Characters of an `id` that is a string; one that is a number has at most 64 bits."""
-MAX_MESSAGE_ID: Final = 64
 
 # A number is found faster than `b"\n"`, which is first tried, and fails, to be taken for one.
 _NEWLINE = ord("\n")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
+
+class _Unbounded(Command, frozen=True, gc=False):
+    """A command whose strings may be too long for one."""
+
+    type: str
+    id: int | str | None = None
+    room: str | None = None
+    message_id: str = msgspec.field(default="", name="messageId")
+    ns: str = "/"
+
+
 _command = msgspec.json.Decoder(Command)
+_unbounded = msgspec.json.Decoder(_Unbounded)
 _loose = msgspec.json.Decoder(dict[str, Any])
 _json = msgspec.json.Encoder().encode
 
@@ -72,22 +81,34 @@ def _decode_one(raw: bytes) -> Command | Refused:
     try:
         command = _command.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Refused(InvalidMessage(), _id_of(raw))
-    id = command.id
-    if id is not None and not _echoes(id):
-        return Refused(InvalidMessage("Invalid message format: id too long"))
-    if too_deep(raw, MAX_DEPTH):
-        return Refused(InvalidMessage("Invalid message format: nested too deeply"), id)
+        return _refused(raw)
+    # A level takes two bytes at least.
+    if len(raw) > 2 * MAX_DEPTH and too_deep(raw, MAX_DEPTH):
+        return Refused(InvalidMessage("Invalid message format: nested too deeply"), command.id)
     if out_of_range(raw):
-        return Refused(InvalidMessage("Invalid message format: number out of range"), id)
+        return Refused(InvalidMessage("Invalid message format: number out of range"), command.id)
     room, ns = command.room, command.ns
     if not (
-        is_name(command.type) and (room is None or is_name(room)) and (ns == "/" or is_name(ns))
+        (command.type.isprintable() or is_name(command.type))
+        and (room is None or room.isprintable() or is_name(room))
+        and (ns == "/" or is_name(ns))
     ):
-        return Refused(InvalidMessage("Invalid message format: bad name"), id)
-    if len(command.message_id) > MAX_MESSAGE_ID:
-        return Refused(InvalidMessage("Invalid message format: messageId too long"), id)
+        return Refused(InvalidMessage("Invalid message format: bad name"), command.id)
     return command
+
+
+def _refused(raw: bytes) -> Refused:
+    """Find out what is wrong with a message that is no command."""
+    try:
+        command = _unbounded.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Refused(InvalidMessage(), _id_of(raw))
+    id, room = command.id, command.room
+    if id is not None and not _echoes(id):
+        return Refused(InvalidMessage("Invalid message format: id too long"))
+    if is_name(command.type) and (room is None or is_name(room)) and is_name(command.ns):
+        return Refused(InvalidMessage("Invalid message format: messageId too long"), id)
+    return Refused(InvalidMessage("Invalid message format: bad name"), id)
 
 
 def _on_one_line(command: Command | Refused) -> Command | Refused:
@@ -136,19 +157,25 @@ def _event_head(ns: str, room: str | None, event: str) -> bytes:
     return head
 
 
-def encode_event(ns: str, room: str | None, publication: Publication) -> bytes:
-    """Return the message a publication is to a client: spliced, because this is the hot path."""
-    head = _event_head(ns, room, publication.event)
-    if not publication.offset:
-        return b'%b,"data":%b}' % (head, publication.data)
-    if publication.nonce:
-        return b'%b,"offset":%d,"nonce":%b,"data":%b}' % (
-            head,
-            publication.offset,
-            _text(publication.nonce),
-            publication.data,
-        )
-    return b'%b,"offset":%d,"data":%b}' % (head, publication.offset, publication.data)
+def encode_events(ns: str, room: str | None, publications: Iterable[Publication]) -> list[bytes]:
+    """Return the messages publications are to a client: spliced, because this is the hot path."""
+    messages = []
+    event: str | None = None
+    head = b""
+    for publication in publications:
+        if publication.event != event:
+            event = publication.event
+            head = _event_head(ns, room, event)
+        offset, data = publication.offset, publication.data
+        if not offset:
+            message = b'%b,"data":%b}' % (head, data)
+        elif publication.nonce:
+            nonce = _text(publication.nonce)
+            message = b'%b,"offset":%d,"nonce":%b,"data":%b}' % (head, offset, nonce, data)
+        else:
+            message = b'%b,"offset":%d,"data":%b}' % (head, offset, data)
+        messages.append(message)
+    return messages
 
 
 def encode(type: str, ns: str = "/", /, **members: Any) -> bytes:

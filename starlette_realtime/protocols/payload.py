@@ -201,7 +201,7 @@ def out_of_range(raw: bytes) -> bool:
     RFC 8259, section 6, lets readers disagree about these: some fail, some read infinity.
     """
     zeros = raw.translate(_AS_ZEROS)
-    if zeros.find(b"e000") < 0 and zeros.find(_LONG) < 0:
+    if zeros.find(b"e000") < 0 and (len(raw) < len(_LONG) or zeros.find(_LONG) < 0):
         # Whatever is out of range has one of these; little else has.
         return False
     numbers = _NUMBERS.findall(_STRINGS.sub(b"", raw))

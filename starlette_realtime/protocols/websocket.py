@@ -424,9 +424,18 @@ class FrameReader:
     def _frames(self, data: bytes | bytearray, events: list[Event]) -> int:
         """Read whole frames into `events`; return where the first one begins that is not whole."""
         start, end = 0, len(data)
+        small = min(126, self._left + 1)
         while end - start > 1:
             first = data[start]
             size = data[start + 1] - 0x80
+            if first == 0x81 and 0 < size < small and self._message is None:
+                # A short text in one frame, as nearly all are.
+                body = start + 6
+                after = body + size
+                if after <= end:
+                    events.append(_unmask(data[body:after], data[start + 2 : body]).decode())
+                    start = after
+                    continue
             if size < 0:
                 raise _Broken(PROTOCOL_ERROR, "a frame is not masked")
             opcode = first & 0x0F

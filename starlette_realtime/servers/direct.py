@@ -16,7 +16,12 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from starlette.types import Receive
+from starlette.types import Message, Receive
+
+Arrival = str | bytes | Message
+"""A message from the client, or what ASGI says of the rest."""
+Take = Callable[[list[str | bytes]], Sequence[Arrival]]
+"""Takes messages that have arrived; returns what the application is to receive in their place."""
 
 
 class Attached(Protocol):
@@ -68,10 +73,9 @@ class TransportWriter:
             self._transport.set_write_buffer_limits(high=0)
         self._attached = outbox
 
-    def skim(
-        self, receive: Receive, messages: Sequence[str | bytes], take: Callable[[], bool]
-    ) -> None:
+    def intercept(self, receive: Receive, take: Take) -> bool:
         """These servers do not show what arrives."""
+        return False
 
     def abort(self) -> None:
         self._transport.abort()

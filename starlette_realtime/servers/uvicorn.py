@@ -50,7 +50,7 @@ from ..protocols.websocket import (
     read_request,
     respond,
 )
-from .direct import Attached, TransportWriter, is_tls, owner, unwrapped
+from .direct import Arrival, Attached, Take, TransportWriter, is_tls, owner, unwrapped
 
 try:
     from uvicorn.logging import TRACE_LOG_LEVEL
@@ -108,12 +108,12 @@ class _Arrivals:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         # The next one stands last in `_older`; when that is empty, `_newer` takes its place.
-        self._older: list[str | bytes | Message] = []
-        self._newer: list[str | bytes | Message] = []
+        self._older: list[Arrival] = []
+        self._newer: list[Arrival] = []
         self._waiter: asyncio.Future[None] | None = None
         self.size = 0
 
-    def put(self, arrival: str | bytes | Message) -> None:
+    def put(self, arrival: Arrival) -> None:
         self._newer.append(arrival)
         # An empty message takes room as well.
         self.size += 100 + len(arrival)
@@ -191,10 +191,9 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         "_request",
         "_scope",
         "_server",
-        "_skim",
-        "_skimmed",
         "_state",
         "_stop",
+        "_take",
         "_timer",
         "_transport",
         "_writable",
@@ -232,8 +231,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._arrivals = _Arrivals(self._loop)
         self._read_paused = False
         self._attached: Attached | None = None
-        self._skimmed: Sequence[str | bytes] = ()
-        self._skim: Callable[[], bool] = bool
+        self._take: Take = _untouched
         self._writable = True
         # Those who wait until it is writable again.
         self._drained: list[asyncio.Future[None]] | None = None
@@ -494,13 +492,15 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     # What the client sends
 
     def _read(self, data: bytes) -> None:
-        arrivals, skimmed = self._arrivals, self._skimmed
+        messages: list[str | bytes] = []
         for event in self._reader.receive(data):
             if isinstance(event, (str, bytes)):
-                # Who has closed wants no more.
-                if self._state is _OPEN and not (event in skimmed and self._skim()):
-                    arrivals.put(event)
-            elif isinstance(event, Pong):
+                messages.append(event)
+                continue
+            if messages:
+                self._arrive(messages)
+                messages = []
+            if isinstance(event, Pong):
                 self._take_pong(event.payload)
             elif isinstance(event, Ping):
                 # One that is not answered yet need not be (RFC 6455, section 5.5.3): answers never
@@ -512,10 +512,18 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
                 self._fail(event.code, event.reason)
             else:
                 self._answer_close(event)
+        if messages:
+            self._arrive(messages)
         if self._pong is not None:
             self._send_pong()
-        if arrivals.size > READ_AHEAD and self._state is _OPEN:
+        if self._arrivals.size > READ_AHEAD and self._state is _OPEN:
             self._pause_reading()
+
+    def _arrive(self, messages: list[str | bytes]) -> None:
+        # Who has closed wants no more.
+        if self._state is _OPEN:
+            for arrival in self._take(messages):
+                self._arrivals.put(arrival)
 
     def _answer_close(self, event: Close) -> None:
         self._leave(_OVER)
@@ -692,13 +700,14 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         if not self._writable:
             outbox.stall()
 
-    def skim(
-        self, receive: Receive, messages: Sequence[str | bytes], take: Callable[[], bool]
-    ) -> None:
-        """Call `take` when one of `messages` arrives; if that returns True, it is not received any
-        more. Not where a middleware would miss it: `receive` must be our own."""
-        if getattr(receive, "__self__", None) is self:
-            self._skimmed, self._skim = messages, take
+    def intercept(self, receive: Receive, take: Take) -> bool:
+        """Call `take` with the messages that have arrived, in the callback of the loop that reads
+        them: what it returns is received in their place. Not where a middleware would miss them:
+        `receive` must be our own. Return whether it is."""
+        if getattr(receive, "__self__", None) is not self:
+            return False
+        self._take = take
+        return True
 
     def write(self, data: Any) -> bool:
         """Write whole frames; return whether the socket takes more at once.
@@ -728,6 +737,10 @@ def _release_parser(protocol: object) -> None:
     collector has found them. uvicorn does the same where an HTTP connection is lost."""
     if getattr(protocol, "parser", None) is not None:
         protocol.parser = None  # type: ignore[attr-defined]
+
+
+def _untouched(messages: list[str | bytes]) -> Sequence[Arrival]:
+    return messages
 
 
 def _address(transport: asyncio.Transport, which: str) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import anyio
@@ -24,7 +25,7 @@ from ..core.outbox import Chunk, Outbox
 from ..core.rounds import Rounds
 from ..core.runtime import Runtime
 from ..core.session import Connection
-from ..core.turns import bell, current_task, soon, starter
+from ..core.turns import Starter, bell, current_task, soon, starter
 from ..errors import (
     AuthenticationRequired,
     BrokerUnavailable,
@@ -54,6 +55,8 @@ WAITING = 1000
 """Sends after one that had to wait for the server, until it is tried whether they still have to."""
 CLOSE_TIMEOUT = 2.0
 """Seconds a socket that takes nothing gets for our close frame."""
+_BEGUN: Message = {"type": "realtime.begun"}
+"""Received when handling has begun where a message arrived, and has to wait."""
 
 
 class Writer(Protocol):
@@ -76,11 +79,14 @@ class Writer(Protocol):
         about to close (`close`). Call `stop` when the server stops, if the server says so: also
         where the connection has ended by then and its task has not."""
 
-    def skim(
-        self, receive: Receive, messages: Sequence[str | bytes], take: Callable[[], bool]
-    ) -> None:
-        """Call `take` when one of `messages` arrives, where `receive` is the server's own; if that
-        returns True, it is not received any more."""
+    def intercept(
+        self,
+        receive: Receive,
+        take: Callable[[list[str | bytes]], Sequence[str | bytes | Message]],
+    ) -> bool:
+        """Where `receive` is the server's own, call `take` with the messages that have arrived, in
+        a callback of the loop: what it returns is received in their place. Return whether this is
+        done."""
 
     def abort(self) -> None:
         """Close the socket without a word."""
@@ -98,12 +104,15 @@ class WebSocketConnection(Connection):
         "_closing",
         "_door",
         "_gone",
+        "_idle",
+        "_intercepts",
         "_listening",
         "_pump",
         "_receive",
         "_scope",
         "_send",
         "_several",
+        "_starter",
         "_task",
         "_writer",
     )
@@ -132,6 +141,11 @@ class WebSocketConnection(Connection):
         # Ends the reading of a handler that waits for this client's answer.
         self._listening: anyio.CancelScope | None = None
         self._pump: _Pump | None = None
+        self._intercepts = False
+        # Whether the task waits for a message and nothing wakes it yet, so that what arrives may
+        # begin where it does; and what begins it.
+        self._idle = False
+        self._starter: Starter | None = None
         self._writer = writer
         options = door.runtime.options
         if self._writer is not None:
@@ -144,7 +158,7 @@ class WebSocketConnection(Connection):
                 descriptor=self._writer.descriptor,
             )
             self._writer.attach(outbox, door.stop)
-            self._writer.skim(receive, PONGS, self._take_pong)
+            self._intercepts = self._writer.intercept(receive, self._take)
         else:
             self._scope = anyio.CancelScope()
             self._pump = _Pump(send, door.rounds)
@@ -195,10 +209,15 @@ class WebSocketConnection(Connection):
         """Read until the client has answered, or is not heard any more."""
         limit = self._door.runtime.options.max_queued
         size = sum(map(_size, self._backlog or ()))
+        if self._idle:
+            # The handler has begun where the message arrived; only the task may receive more.
+            await checkpoint()
         while not event.is_set() and self._closing is None and self._gone is None:
             if self._backlog and (len(self._backlog) >= MAX_BACKLOG or size > limit):
                 return
             message = await self._receive()
+            if message is _BEGUN:
+                continue
             self.heard = time.monotonic()
             if message["type"] == "websocket.disconnect":
                 self._gone = message.get("code") or 1005
@@ -206,7 +225,7 @@ class WebSocketConnection(Connection):
                 # Not here, where the app's handler is at work.
                 self._door.runtime.spawn(self._end)
                 return
-            for command in self._decode(message):
+            for command in self._decode(_frame(message)):
                 if isinstance(command, Command) and command.type == "ack":
                     self._answer(command)
                 else:
@@ -288,7 +307,7 @@ class WebSocketConnection(Connection):
         would keep the socket's buffers, and all that was read of a message that is not whole."""
         self._receive = _no_more
         self._send = _nowhere
-        self._writer = self._pump = None
+        self._writer = self._pump = self._starter = None
         self.scope = {}
 
     async def _introduce(self) -> bool:
@@ -358,7 +377,7 @@ class WebSocketConnection(Connection):
         if message["type"] == "websocket.disconnect":
             self._gone = message.get("code") or 1005
             return None
-        decoded = self._decode(message) if self._closing is None else []
+        decoded = self._decode(_frame(message)) if self._closing is None else []
         if not decoded:
             await self._drain()
             return None
@@ -390,14 +409,14 @@ class WebSocketConnection(Connection):
             pass
 
     async def _read(self) -> None:
-        receive = self._receive
         message: Message | None
-        command: Command | native.Refused | None
         hub = self._door.runtime.hub
+        if self._intercepts:
+            self._starter = starter()
         frames, flushes = 0, hub.flushes
         while self._gone is None:
             if self._backlog and self._closing is None:
-                await self._handle(self._backlog.popleft())
+                await self._handle((self._backlog.popleft(),))
                 continue
             frames += 1
             if frames > TURN:
@@ -406,17 +425,43 @@ class WebSocketConnection(Connection):
                 # Else others have had theirs: a pause now would divide what arrived together.
                 frames, flushes = 1, hub.flushes
             # A client that is silent from here on leaves nothing of its last message here.
-            message = command = None
-            message = await receive()
+            message = None
+            message = await self._next()
+            if message is _BEGUN:
+                continue
             if message["type"] != "websocket.receive":
                 self._gone = message.get("code") or 1005
                 return
             self.heard = time.monotonic()
-            if self._closing is not None:
-                continue
-            for command in self._decode(message):
-                if not self.gone and self._closing is None:
-                    await self._handle(command)
+            if self._closing is None:
+                await self._handle(self._decode(_frame(message)))
+
+    async def _next(self) -> Message:
+        """Return the next message, or `_BEGUN` when one that had begun where it arrived has come to
+        its end."""
+        if self._starter is None:
+            return await self._receive()
+        self._idle = True
+        try:
+            return await self._starter.attend(self._receive()) or _BEGUN
+        finally:
+            self._idle = False
+
+    def _take(self, frames: list[str | bytes]) -> Sequence[str | bytes | Message]:
+        """Handle frames where they arrive, if nothing is before them: the task is woken only for
+        what has to wait. Return what it is to receive."""
+        if len(frames) == 1 and frames[0] in PONGS and self._take_pong():
+            return ()
+        if not self._idle:
+            return frames
+        if len(frames) <= TURN and self._starter is not None:
+            self.heard = time.monotonic()
+            if self._starter.start(self._handle(chain.from_iterable(map(self._decode, frames)))):
+                return ()
+            self._idle = False
+            return (_BEGUN,)
+        self._idle = False
+        return frames
 
     def _take_pong(self) -> bool:
         """Take the answer to a ping as it arrives: nobody need be woken for it."""
@@ -427,10 +472,7 @@ class WebSocketConnection(Connection):
         session.engine.small_talk(session)
         return True
 
-    def _decode(self, message: Message) -> list[Command | native.Refused]:
-        frame = message.get("text")
-        if frame is None:
-            frame = message.get("bytes") or b""
+    def _decode(self, frame: str | bytes) -> list[Command | native.Refused]:
         limit, size = self._door.runtime.options.max_payload, len(frame)
         # A character of a text is at most four bytes.
         if size <= limit < size * 4 and isinstance(frame, str):
@@ -440,29 +482,33 @@ class WebSocketConnection(Connection):
             return []
         return native.decode(frame, several=self._several)
 
-    async def _handle(self, command: Command | native.Refused) -> None:
-        if isinstance(command, native.Refused):
-            session = self.sessions["/"]
-            session.engine.refuse(session, command.error, command.id)
-            return
-        kind = command.type
-        if kind == "pong":
-            self.sessions["/"].engine.small_talk(self.sessions["/"])
-            return
-        self.active = self.heard
-        if kind == "ack":
-            self._answer(command)
-            return
+    async def _handle(self, commands: Iterable[Command | native.Refused]) -> None:
+        """Handle commands, one after the other, as long as the client is to be heard."""
+        sessions = self.sessions
         self._busy = True
         try:
-            session_ = self.sessions.get(command.ns)
-            if kind == "connect":
-                await self._connect_namespace(command)
-            elif session_ is None:
-                known = self.sessions["/"]
-                known.engine.refuse(known, UnknownNamespace(), command.id, command.ns)
-            else:
-                await session_.engine.dispatch(session_, command)
+            for command in commands:
+                if self.gone or self._closing is not None:
+                    return
+                if isinstance(command, native.Refused):
+                    session = sessions["/"]
+                    session.engine.refuse(session, command.error, command.id)
+                    continue
+                if command.type == "pong":
+                    session = sessions["/"]
+                    session.engine.small_talk(session)
+                    continue
+                self.active = self.heard
+                if command.type == "ack":
+                    self._answer(command)
+                elif command.type == "connect":
+                    await self._connect_namespace(command)
+                elif command.ns not in sessions:
+                    session = sessions["/"]
+                    session.engine.refuse(session, UnknownNamespace(), command.id, command.ns)
+                else:
+                    session = sessions[command.ns]
+                    await session.engine.dispatch(session, command)
         except CloseConnection as error:
             self.close(error.code, error.reason)
         finally:
@@ -520,6 +566,11 @@ async def _nowhere(message: Message) -> None:
     """Takes what is sent after the end."""
 
 
+def _frame(message: Message) -> str | bytes:
+    text: str | None = message.get("text")
+    return message.get("bytes") or b"" if text is None else text
+
+
 def _size(command: Command | native.Refused) -> int:
     """Bytes of payload."""
     return len(command.data) if isinstance(command, Command) else 0
@@ -543,7 +594,7 @@ class _Pump:
         self._send = send
         self._rounds = rounds
         self._bell = bell()
-        self._starter = starter()
+        self._starter: Starter | None = None
         # Whether `begin` starts to send, instead of waking the task to do so.
         self._starts = False
         self._outbox: Outbox
@@ -560,21 +611,20 @@ class _Pump:
             self._rounds.enter(self)
 
     def begin(self) -> None:
-        if self._starts and self._starter is not None:
-            self._starter.start(self._write())
-        else:
+        if not (self._starts and self._starter is not None and self._starter.start(self._write())):
             self._bell.ring()
 
     async def run(self, outbox: Outbox) -> None:
         """Write until `stop`."""
         self._outbox = outbox
+        self._starter = starter()
         try:
             with self._scope:
                 self._look()
                 while True:
                     if self._starter is not None:
                         self._starts = True
-                        await self._starter.run()
+                        await self._starter.attend(self._bell.wait())
                         self._starts = False
                     # Where a `send` has waited, the next ones will: the task begins them itself.
                     for _ in range(WAITING):

@@ -44,8 +44,7 @@ class NativeWire:
     def __init__(self, *, several: bool) -> None:
         self.several = several
 
-    # Not through a method of its own: it is called for each publication.
-    event = staticmethod(native.encode_event)
+    events = staticmethod(native.encode_events)
 
     def request(self, ns: str, room: str | None, event: str, data: bytes, id: int) -> bytes:
         return native.encode(

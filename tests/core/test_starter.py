@@ -17,12 +17,32 @@ from starlette_realtime.core.turns import Starter
 pytestmark = pytest.mark.anyio
 
 
-async def in_a_callback(starter: Starter, work: Coroutine[Any, Any, None]) -> None:
+class Worker:
+    """A task that goes on with what is started for it."""
+
+    def __init__(self) -> None:
+        self.starter: Starter
+        self.task = asyncio.create_task(self._run())
+        self._wake: asyncio.Future[None]
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.starter = Starter(loop)
+        while True:
+            self._wake = loop.create_future()
+            await self.starter.attend(self._wake)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        if not self.starter.start(work):
+            self._wake.set_result(None)
+
+
+async def in_a_callback(worker: Worker, work: Coroutine[Any, Any, None]) -> None:
     """Start `work` where no task is the current one."""
     started = asyncio.Event()
 
     def start() -> None:
-        starter.start(work)
+        worker.start(work)
         started.set()
 
     asyncio.get_running_loop().call_soon(start)
@@ -30,19 +50,12 @@ async def in_a_callback(starter: Starter, work: Coroutine[Any, Any, None]) -> No
 
 
 @asynccontextmanager
-async def started() -> AsyncIterator[tuple[Starter, asyncio.Task[None]]]:
-    """A starter with a task that goes on with what it starts."""
-    starter = Starter()
-
-    async def run() -> None:
-        while True:
-            await starter.run()
-
-    task = asyncio.create_task(run())
+async def started() -> AsyncIterator[tuple[Worker, asyncio.Task[None]]]:
+    worker = Worker()
     await checkpoint()
-    yield starter, task
-    task.cancel()
-    await asyncio.wait([task])
+    yield worker, worker.task
+    worker.task.cancel()
+    await asyncio.wait([worker.task])
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -65,16 +78,16 @@ async def test_work_begins_at_once_and_goes_on_in_the_same_task_and_context() ->
         name.reset(token)
         seen.append(asyncio.current_task())
 
-    async with started() as (starter, task):
-        await in_a_callback(starter, work(None))
+    async with started() as (worker, task):
+        await in_a_callback(worker, work(None))
         assert seen == [task] * 2
         wait: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        await in_a_callback(starter, work(wait))
+        await in_a_callback(worker, work(wait))
         assert seen == [task] * 3
         wait.set_result("done")
         await until(lambda: len(seen) == 5)
         # And again, after work that had to wait.
-        await in_a_callback(starter, work(None))
+        await in_a_callback(worker, work(None))
         assert seen == [task] * 7
         assert name.get() == ""
 
@@ -89,9 +102,9 @@ async def test_a_timeout_around_a_wait_ends_the_wait_alone() -> None:
         except TimeoutError:
             ended.append("too late")
 
-    async with started() as (starter, task):
+    async with started() as (worker, task):
         for number in (1, 2):
-            await in_a_callback(starter, work())
+            await in_a_callback(worker, work())
             await until(lambda: len(ended) == number)  # noqa: B023
         assert not task.done() and not task.cancelling()
 
@@ -108,13 +121,13 @@ async def test_who_cancels_the_task_cancels_what_its_work_waits_for(at_once: boo
         finally:
             ended.append(wait.cancelled())
 
-    async with started() as (starter, task):
+    async with started() as (worker, task):
         if at_once:
             # The task has not heard of the work yet.
-            loop.call_soon(starter.start, work())
+            loop.call_soon(worker.start, work())
             loop.call_soon(task.cancel)
         else:
-            await in_a_callback(starter, work())
+            await in_a_callback(worker, work())
             await checkpoint()
             task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -129,7 +142,7 @@ async def test_what_work_raises_the_task_raises(waits: bool) -> None:
             await checkpoint()
         raise OSError("away")
 
-    async with started() as (starter, task):
-        await in_a_callback(starter, work())
+    async with started() as (worker, task):
+        await in_a_callback(worker, work())
         with pytest.raises(OSError, match="away"):
             await task

@@ -19,7 +19,7 @@ from starlette_realtime.protocols.native import (
     decode,
     encode,
     encode_error,
-    encode_event,
+    encode_events,
 )
 from starlette_realtime.protocols.payload import dump, load
 
@@ -260,7 +260,7 @@ def test_a_payload_cannot_smuggle_a_message() -> None:
     data = bytes(command.data)
     assert b"\n" not in data
     assert load(data) == [1, {"type": "connected"}, "a\nb"]
-    sent = encode_event("/", "room", Publication("broadcast", data, 1, "e"))
+    sent = encode_events("/", "room", [Publication("broadcast", data, 1, "e")])[0]
     assert len(sent.split(b"\n")) == 1
 
 
@@ -325,7 +325,7 @@ def test_whatever_comes_is_a_command_or_refused(frame: str | bytes, several: boo
         else:
             json.loads(encode("ack", each.ns, id=each.id, data=each.data))
             publication = Publication(each.type, bytes(each.data), 1, "e")
-            json.loads(encode_event(each.ns, each.room, publication).decode())
+            json.loads(encode_events(each.ns, each.room, [publication])[0].decode())
 
 
 @given(
@@ -349,7 +349,7 @@ def test_an_event_is_the_object_it_stands_for(
         wanted["offset"] = offset
         if nonce:
             wanted["nonce"] = nonce
-    sent = encode_event(ns, room, publication)
+    (sent,) = encode_events(ns, room, [publication])
     assert json.loads(sent) == wanted
     assert b"\n" not in sent
 
@@ -358,7 +358,7 @@ def test_an_event_tells_no_more_than_the_protocol_says() -> None:
     publication = Publication(
         "moved", b'{"x":1}', 3, "e", "m1", 1, "session", True, "key", 5, "n", "p"
     )
-    assert encode_event("/", "r", publication) == (
+    assert encode_events("/", "r", [publication])[0] == (
         b'{"type":"moved","room":"r","offset":3,"nonce":"n","data":{"x":1}}'
     )
 

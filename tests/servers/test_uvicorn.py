@@ -308,9 +308,9 @@ async def test_there_is_one_heartbeat(serve: Serve) -> None:
         assert protocols[0]._timer is None
 
 
-async def test_the_answer_to_a_ping_wakes_nobody(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What connections have to be woken for."""
     put, arrived = _Arrivals.put, []
 
     def watched_put(self: _Arrivals, arrival: Any) -> None:
@@ -318,12 +318,128 @@ async def test_the_answer_to_a_ping_wakes_nobody(
         put(self, arrival)
 
     monkeypatch.setattr(_Arrivals, "put", watched_put)
+    return arrived
+
+
+async def test_the_answer_to_a_ping_wakes_nobody(serve: Serve, received: list[Any]) -> None:
     realtime = make_realtime(ping_interval=0.1, ping_timeout=20.0)
     async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
         await client.read_until(lambda: client.pings >= 3, "three pings")
         await client.settle()
-    assert '{"type": "ping"}' in arrived
-    assert '{"type": "pong"}' not in arrived
+        assert [arrival["type"] for arrival in received] == ["websocket.connect"]
+
+
+async def test_nor_does_a_message_whose_handler_does_not_wait(
+    serve: Serve, received: list[Any]
+) -> None:
+    realtime = make_realtime()
+    room = realtime.room("{name}")
+
+    @room.on("double")
+    async def double(data: int) -> int:
+        return 2 * data
+
+    @room.on("wait")
+    async def wait(data: float) -> str:
+        await anyio.sleep(data)
+        return "waited"
+
+    async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
+        await client.request("join", "r")
+        before = len(received)
+        assert await client.request("double", "r", 4) == 8
+        assert len(received) == before
+        assert await client.request("wait", "r", 0) == "waited"
+        assert len(received) == before + 1
+        # More at once than one connection may have before others have their turn.
+        broadcast: dict[str, Any] = {"type": "broadcast", "room": "r"}
+        await client.send_together(*({**broadcast, "data": number} for number in range(100)))
+        assert [(await client.expect("broadcast"))["data"] for _ in range(100)] == [*range(100)]
+
+
+async def test_what_arrives_while_a_handler_waits_is_handled_after_it(serve: Serve) -> None:
+    realtime = make_realtime()
+    room = realtime.room("{name}")
+    handled: list[str] = []
+    holding: list[anyio.Event] = []
+
+    @room.on("hold")
+    async def hold(data: str) -> None:
+        holding.append(anyio.Event())
+        await holding[-1].wait()
+        handled.append(data)
+
+    @room.on("go")
+    async def go(data: str) -> None:
+        handled.append(data)
+
+    @realtime.event("release")
+    async def release() -> None:
+        holding[-1].set()
+
+    server = serve(make_app(realtime), ws=FAST)
+    async with (
+        NativeClient.open(server.ws(PATH)) as ann,
+        NativeClient.open(server.ws(PATH)) as bob,
+    ):
+        await ann.request("join", "r")
+        for number in range(2):
+            await ann.send({"type": "hold", "room": "r", "data": f"held {number}"})
+            await until(lambda: len(holding) == number + 1)  # noqa: B023
+            await ann.send({"type": "go", "room": "r", "data": f"after {number}"})
+            # As a rule it has arrived when another connection is answered.
+            await bob.request("release")
+            await until(lambda: len(handled) == 2 * (number + 1))  # noqa: B023
+        assert handled == ["held 0", "after 0", "held 1", "after 1"]
+
+
+async def test_a_timeout_that_ends_before_the_connection_is_woken(serve: Serve) -> None:
+    # Cancelled then is what the connection waits for, and not the handler's own waiting.
+    realtime = make_realtime()
+    room = realtime.room("{name}")
+
+    @room.on("late")
+    async def late() -> str:
+        try:
+            async with asyncio.timeout(0):
+                await asyncio.sleep(30)
+        except TimeoutError:
+            return "late"
+        return "not cancelled"
+
+    @room.on("ask")
+    async def ask(member: Member) -> Any:
+        await late()
+        return await member.request("question", timeout=10)
+
+    async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
+        await client.request("join", "r")
+        for _ in range(2):
+            assert await client.request("late", "r") == "late"
+        await client.send({"type": "ask", "room": "r", "id": 1})
+        question = await client.expect("question")
+        await client.send({"type": "ack", "id": question["id"], "data": "an answer"})
+        assert (await client.expect("ack"))["data"] == "an answer"
+        assert await client.settle() == []
+
+
+async def test_a_handler_asks_its_client_at_once(serve: Serve) -> None:
+    realtime = make_realtime()
+
+    @realtime.event("ask")
+    async def ask(session: Session) -> Any:
+        return await session.request("question", timeout=10)
+
+    async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
+        for answer in (1, 2):
+            await client.send({"type": "ask", "id": answer})
+            question = await client.expect("question")
+            # In one frame: what is behind the answer waits for the handler.
+            await client.send_together(
+                {"type": "ack", "id": question["id"], "data": answer}, {"type": "ping"}
+            )
+            assert (await client.expect("ack"))["data"] == answer
+            await client.expect("pong")
 
 
 class Listening:

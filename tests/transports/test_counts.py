@@ -54,10 +54,12 @@ class Server:
     def attach(self, outbox: Outbox, stop: Callable[[], object]) -> None:
         pass
 
-    def skim(
-        self, receive: Receive, messages: Sequence[str | bytes], take: Callable[[], bool]
-    ) -> None:
-        pass
+    def intercept(
+        self,
+        receive: Receive,
+        take: Callable[[list[str | bytes]], Sequence[str | bytes | Message]],
+    ) -> bool:
+        return False
 
     def abort(self) -> None:
         raise AssertionError
