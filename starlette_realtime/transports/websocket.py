@@ -426,26 +426,23 @@ class WebSocketConnection(Connection):
                 frames, flushes = 1, hub.flushes
             # A client that is silent from here on leaves nothing of its last message here.
             message = None
-            message = await self._next()
-            if message is _BEGUN:
-                continue
+            if self._starter is None:
+                message = await self._receive()
+            else:
+                self._idle = True
+                try:
+                    message = await self._starter.attend(self._receive())
+                finally:
+                    self._idle = False
+                if message is None or message is _BEGUN:
+                    # What had begun where it arrived has come to its end.
+                    continue
             if message["type"] != "websocket.receive":
                 self._gone = message.get("code") or 1005
                 return
             self.heard = time.monotonic()
             if self._closing is None:
                 await self._handle(self._decode(_frame(message)))
-
-    async def _next(self) -> Message:
-        """Return the next message, or `_BEGUN` when one that had begun where it arrived has come to
-        its end."""
-        if self._starter is None:
-            return await self._receive()
-        self._idle = True
-        try:
-            return await self._starter.attend(self._receive()) or _BEGUN
-        finally:
-            self._idle = False
 
     def _take(self, frames: list[str | bytes]) -> Sequence[str | bytes | Message]:
         """Handle frames where they arrive, if nothing is before them: the task is woken only for
