@@ -84,7 +84,7 @@ class Case:
     """Whether a run lasts `seconds` after `warmup`, and not until it has done its work."""
 
 
-BLOCKS = 4
+BLOCKS = 3
 
 
 def blocks(rounds: int, most: int = BLOCKS) -> list[range]:
@@ -229,11 +229,14 @@ _SHOWN = {
 
 WARM_CONNECTS = 3000
 """Clients that a server which has just started takes before any are measured."""
-SLICE = 0.05
+SLICE = 0.1
 """Seconds that a peer measures before the next one does. What disturbs a virtual machine has no
 time scale of its own: two slices in turn differ as much when they are short, and there are more."""
-WARM = 2.0
-"""Seconds of measuring that a server which has just started does for nothing."""
+LEAD_IN = 0.15
+"""Seconds of publishing before each slice. After the others' turns the processor's caches hold
+nothing of a server: most peers need 0.1 s until they are as fast as they will be."""
+WARM = 1.0
+"""Seconds of slices, without what leads in, that a new server measures for nothing."""
 
 
 @dataclass
@@ -499,9 +502,9 @@ CASES: dict[str, Case] = {
                     *("realtime", "bun", "ws", "socketio", "sansio-loop"),
                     *("litestar", "python-socketio", "channels"),
                 ),
-                repeat=16,
-                warmup=0.02,
-                seconds=0.5,
+                repeat=15,
+                warmup=LEAD_IN,
+                seconds=0.4,
             ),
             _fanout,
             (DELIVERIES, CPU_EACH, P50, P99),
@@ -516,9 +519,9 @@ CASES: dict[str, Case] = {
                     *("realtime-hypercorn", "realtime-granian", "loop-hypercorn"),
                     *("python-socketio", "python-socketio-hypercorn", "python-socketio-granian"),
                 ),
-                repeat=16,
-                warmup=0.02,
-                seconds=0.5,
+                repeat=15,
+                warmup=LEAD_IN,
+                seconds=0.4,
             ),
             _fanout,
             (DELIVERIES, CPU_EACH, P50),

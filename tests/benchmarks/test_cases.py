@@ -49,16 +49,16 @@ def test_every_block_begins_afresh() -> None:
     stopped: list[int] = []
     rounds = [
         (number, dict(up), list(stopped))
-        for number, up in bench_of("realtime", "bun", repeat=8).side_by_side(counting(stopped))
+        for number, up in bench_of("realtime", "bun", repeat=6).side_by_side(counting(stopped))
     ]
-    assert [number for number, _, _ in rounds] == list(range(8))
+    assert [number for number, _, _ in rounds] == list(range(6))
     assert rounds[1][1:] == ({"realtime": 0, "bun": 1}, [])
     assert rounds[2][1:] == ({"realtime": 2, "bun": 3}, [1, 0])
-    assert sorted(stopped) == list(range(8))
+    assert sorted(stopped) == list(range(6))
 
 
 def test_a_peer_that_fails_is_out_until_the_next_block() -> None:
-    bench = bench_of("realtime", "bun", repeat=12)
+    bench = bench_of("realtime", "bun", repeat=9)
     took_part = []
     for number, up in bench.side_by_side(counting([])):
         took_part.append(list(up))
@@ -80,9 +80,9 @@ def test_a_peer_that_does_not_start_stops_nobody_else() -> None:
 
 
 def test_a_slow_peer_is_measured_in_the_first_round_of_a_block() -> None:
-    bench = bench_of("realtime", "channels", repeat=8)
+    bench = bench_of("realtime", "channels", repeat=6)
     rounds = [number for number, up in bench.side_by_side(counting([])) if "channels" in up]
-    assert rounds == [0, 2, 4, 6]
+    assert rounds == [0, 2, 4]
 
 
 class Machine:
