@@ -36,10 +36,12 @@ class _Kept:
     """What is kept in one lane, at most `limit`, oldest first, and when each of it was: in seconds,
     because what a publisher says of the time may be wrong."""
 
-    __slots__ = ("limit", "publications", "times")
+    __slots__ = ("full", "limit", "publications", "times")
 
     def __init__(self) -> None:
         self.limit = 0
+        # How many there may be until somebody reads.
+        self.full = 0
         self.publications: deque[Publication] = deque()
         self.times: deque[float] = deque()
 
@@ -79,13 +81,15 @@ class _Stream:
         if publication.id and lane == _HISTORY:
             self.by_id[publication.id] = publication.offset
         # What the other lane has too long goes with its own next one, or before it is read.
-        if len(times) > kept.limit + SPARE or times[0] < now - retention.age:
+        if len(times) > kept.full or times[0] < now - retention.age:
             self._trim(kept, now)
 
     def _retain(self, retention: Retention) -> None:
         self.retention = retention
         for lane, kept in self.lanes.items():
-            kept.limit = retention.size if lane == _HISTORY else retention.presence
+            limit = max(0, retention.size if lane == _HISTORY else retention.presence)
+            kept.limit = limit
+            kept.full = limit + min(limit, SPARE)
 
     def expire(self, now: float) -> None:
         """Drop what is more, or older, than the retention allows at `now`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from types import coroutine
 from typing import Any, Generic, Protocol, TypeVar
@@ -142,10 +142,11 @@ class _EventBell:
         self._event = anyio.Event()
 
 
-def starter() -> Starter | None:
-    """Return a starter for the running task, if it can have one: asyncio's."""
+def starter(context: Context | None = None) -> Starter | None:
+    """Return a starter for the running task, whose context it is if one is given; None if it can't
+    have one, which asyncio's can."""
     try:
-        return Starter(asyncio.get_running_loop())
+        return Starter(asyncio.get_running_loop(), context)
     except RuntimeError:
         return None
 
@@ -155,16 +156,19 @@ class Starter:
     called, and only work that has to wait wakes the task, which goes on with it. To wake it for all
     of it costs two to three times as much.
 
-    Work begins with the task as the current one, and is run in one context to its end. So whoever
-    asks for the task, to cancel it after a timeout for instance, gets the one that goes on.
+    Work begins with the task as the current one, and is run in one context to its end: the task's
+    own, where it is known, or a copy. So whoever asks for the task, to cancel it after a timeout
+    for instance, gets the one that goes on.
     """
 
-    __slots__ = ("_awaited", "_context", "_error", "_loop", "_task", "_work")
+    __slots__ = ("_awaited", "_context", "_error", "_loop", "_own", "_task", "_work")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context | None = None) -> None:
         self._loop = loop
         self._task: asyncio.Task[Any] = asyncio.current_task(loop)  # type: ignore[assignment]
-        self._context = copy_context()
+        self._own = context is not None
+        # An empty one is false.
+        self._context = copy_context() if context is None else context
         # What has begun, and what it waits for; or what it has raised.
         self._work: Coroutine[Any, Any, None] | None = None
         self._awaited: Any = None
@@ -175,8 +179,11 @@ class Starter:
         has come to its end: if not, see to it that what `attend` waits for does."""
         _enter_task(self._loop, self._task)
         try:
-            self._awaited = self._context.run(work.send, None)
+            self._awaited = awaited = self._context.run(work.send, None)
             self._work = work
+            if asyncio.isfuture(awaited):
+                # To others who wait for it this one would look like a mistake until the task does.
+                awaited._asyncio_future_blocking = False
         except StopIteration:
             return True
         except BaseException as error:
@@ -212,13 +219,17 @@ class Starter:
         work: Coroutine[Any, Any, None],
         cancelled: asyncio.CancelledError | None = None,
     ) -> Generator[Any, Any, None]:
-        run, awaited = self._context.run, self._awaited
+        # The task runs in its own context already.
+        run = _call if self._own else self._context.run
+        awaited = self._awaited
         try:
             # A task that is cancelled cancels what it waits for, which this one could not do yet.
             if cancelled is not None and not (
                 asyncio.isfuture(awaited) and awaited.cancel(*cancelled.args)
             ):
                 awaited = run(work.throw, cancelled)
+            elif asyncio.isfuture(awaited):
+                awaited._asyncio_future_blocking = True
             while True:
                 try:
                     value = yield awaited
@@ -228,6 +239,10 @@ class Starter:
                     awaited = run(work.send, value)
         except StopIteration:
             return
+
+
+def _call(function: Callable[[Any], Any], argument: Any) -> Any:
+    return function(argument)
 
 
 class Locks:

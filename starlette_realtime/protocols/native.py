@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from ..errors import ClientError, InvalidMessage
-from ..events import MAX_ID, MAX_NAME, Command, Position, Publication
+from ..events import MAX_ID, MAX_MESSAGE_ID, MAX_NAME, Command, Position, Publication
 from .payload import out_of_range, too_deep
 
 SUBPROTOCOL: Final = "realtime.v1"
@@ -81,7 +81,10 @@ def _decode_one(raw: bytes) -> Command | Refused:
     try:
         command = _command.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _refused(raw)
+        found = _unbounded_command(raw)
+        if isinstance(found, Refused):
+            return found
+        command = found
     # A level takes two bytes at least.
     if len(raw) > 2 * MAX_DEPTH and too_deep(raw, MAX_DEPTH):
         return Refused(InvalidMessage("Invalid message format: nested too deeply"), command.id)
@@ -97,8 +100,9 @@ def _decode_one(raw: bytes) -> Command | Refused:
     return command
 
 
-def _refused(raw: bytes) -> Refused:
-    """Find out what is wrong with a message that is no command."""
+def _unbounded_command(raw: bytes) -> Command | Refused:
+    """Find out what is wrong with a message that is no command; or nothing, if it is only what
+    comes once more behind it."""
     try:
         command = _unbounded.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -106,9 +110,11 @@ def _refused(raw: bytes) -> Refused:
     id, room = command.id, command.room
     if id is not None and not _echoes(id):
         return Refused(InvalidMessage("Invalid message format: id too long"))
-    if is_name(command.type) and (room is None or is_name(room)) and is_name(command.ns):
+    if not (is_name(command.type) and (room is None or is_name(room)) and is_name(command.ns)):
+        return Refused(InvalidMessage("Invalid message format: bad name"), id)
+    if len(command.message_id) > MAX_MESSAGE_ID:
         return Refused(InvalidMessage("Invalid message format: messageId too long"), id)
-    return Refused(InvalidMessage("Invalid message format: bad name"), id)
+    return command
 
 
 def _on_one_line(command: Command | Refused) -> Command | Refused:

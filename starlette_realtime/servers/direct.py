@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Any, Final, Protocol
 
 from starlette.types import Message, Receive
@@ -73,9 +74,9 @@ class TransportWriter:
             self._transport.set_write_buffer_limits(high=0)
         self._attached = outbox
 
-    def intercept(self, receive: Receive, take: Take) -> bool:
+    def intercept(self, receive: Receive, take: Take) -> Context | None:
         """These servers do not show what arrives."""
-        return False
+        return None
 
     def abort(self) -> None:
         self._transport.abort()

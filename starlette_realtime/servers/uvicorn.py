@@ -14,6 +14,7 @@ import random
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context, copy_context
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -178,6 +179,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         "_at_work",
         "_attached",
         "_config",
+        "_context",
         "_denial",
         "_drained",
         "_early",
@@ -194,6 +196,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         "_state",
         "_stop",
         "_take",
+        "_task",
         "_timer",
         "_transport",
         "_writable",
@@ -220,6 +223,8 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._lost = False
         # Whether the application's task has not ended, and what it is to be told of uvicorn's stop.
         self._at_work = False
+        self._task: asyncio.Task[Any] | None = None
+        self._context: Context | None = None
         self._stop: Callable[[], object] | None = None
         # Until the handshake is over: the request, the scope that is made of it, and what the
         # client sends too early.
@@ -407,12 +412,18 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         }
         self._arrivals.put({"type": "websocket.connect"})
         self._at_work = True
-        task = self._loop.create_task(self._run(self._scope))
+        # Factories that were written for Python 3.10 take no context.
+        if self._loop.get_task_factory() is None:
+            self._context = copy_context()
+            task = self._loop.create_task(self._run(self._scope), context=self._context)
+        else:
+            task = self._loop.create_task(self._run(self._scope))
         # An eager task may have ended by now.
         if self._at_work:
             self._server.tasks.add(task)
 
     async def _run(self, scope: Scope) -> None:
+        self._task = asyncio.current_task()
         try:
             result = await self._config.loaded_app(scope, self.receive, self.send)
         except ClientDisconnected:
@@ -433,7 +444,9 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         """The application has returned, and its task is about to end."""
         # No callback of the task, which would keep one more context for each connection.
         self._at_work = False
-        self._server.tasks.discard(asyncio.current_task())
+        self._server.tasks.discard(self._task)
+        self._task = self._context = None
+        self._take = _untouched
         if self._state is _ASKED:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, (), b"Internal Server Error")
         elif self._state is not _CLOSING:
@@ -496,24 +509,17 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         for event in self._reader.receive(data):
             if isinstance(event, (str, bytes)):
                 messages.append(event)
-                continue
-            if messages:
-                self._arrive(messages)
-                messages = []
-            if isinstance(event, Pong):
+            elif isinstance(event, Pong):
                 self._take_pong(event.payload)
             elif isinstance(event, Ping):
                 # One that is not answered yet need not be (RFC 6455, section 5.5.3): answers never
                 # pile up before a client that does not read.
                 self._pong = event.payload
-            elif self._state is not _OPEN:
-                self._end()
-            elif isinstance(event, Failure):
-                self._fail(event.code, event.reason)
             else:
-                self._answer_close(event)
-        if messages:
-            self._arrive(messages)
+                self._arrive(messages)
+                messages = []
+                self._close_for(event)
+        self._arrive(messages)
         if self._pong is not None:
             self._send_pong()
         if self._arrivals.size > READ_AHEAD and self._state is _OPEN:
@@ -521,9 +527,17 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     def _arrive(self, messages: list[str | bytes]) -> None:
         # Who has closed wants no more.
-        if self._state is _OPEN:
+        if messages and self._state is _OPEN:
             for arrival in self._take(messages):
                 self._arrivals.put(arrival)
+
+    def _close_for(self, event: Close | Failure) -> None:
+        if self._state is not _OPEN:
+            self._end()
+        elif isinstance(event, Failure):
+            self._fail(event.code, event.reason)
+        else:
+            self._answer_close(event)
 
     def _answer_close(self, event: Close) -> None:
         self._leave(_OVER)
@@ -700,14 +714,20 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         if not self._writable:
             outbox.stall()
 
-    def intercept(self, receive: Receive, take: Take) -> bool:
+    def intercept(self, receive: Receive, take: Take) -> Context | None:
         """Call `take` with the messages that have arrived, in the callback of the loop that reads
-        them: what it returns is received in their place. Not where a middleware would miss them:
-        `receive` must be our own. Return whether it is."""
-        if getattr(receive, "__self__", None) is not self:
-            return False
-        self._take = take
-        return True
+        them: what it returns is received in their place. Return the context of the task that calls
+        this, and is to receive; None where it can't be. Not where a middleware would miss messages:
+        `receive` must be our own."""
+        if (
+            getattr(receive, "__self__", None) is not self
+            or self._task is not asyncio.current_task()
+        ):
+            return None
+        context: Context | None = self._context
+        if context is not None:
+            self._take = take
+        return context
 
     def write(self, data: Any) -> bool:
         """Write whole frames; return whether the socket takes more at once.

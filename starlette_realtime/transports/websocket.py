@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextvars import Context
 from typing import Any, Protocol
 
 import anyio
@@ -83,10 +83,10 @@ class Writer(Protocol):
         self,
         receive: Receive,
         take: Callable[[list[str | bytes]], Sequence[str | bytes | Message]],
-    ) -> bool:
+    ) -> Context | None:
         """Where `receive` is the server's own, call `take` with the messages that have arrived, in
-        a callback of the loop: what it returns is received in their place. Return whether this is
-        done."""
+        a callback of the loop: what it returns is received in their place. Return the context of
+        the running task, which is to receive them; None where this is not done."""
 
     def abort(self) -> None:
         """Close the socket without a word."""
@@ -102,13 +102,14 @@ class WebSocketConnection(Connection):
         "_backlog",
         "_busy",
         "_closing",
+        "_context",
         "_door",
         "_gone",
         "_idle",
-        "_intercepts",
         "_listening",
         "_pump",
         "_receive",
+        "_rest",
         "_scope",
         "_send",
         "_several",
@@ -135,13 +136,15 @@ class WebSocketConnection(Connection):
         self._closing: tuple[int, str] | None = None
         self._gone: int | None = None
         self._backlog: deque[Command | native.Refused] | None = None
+        # What has arrived together with the command that is handled, behind it.
+        self._rest: Iterator[Command | native.Refused] | None = None
         self._task: object = None
         # Ends what reads, where closing the socket does not.
         self._scope: anyio.CancelScope | None = None
         # Ends the reading of a handler that waits for this client's answer.
         self._listening: anyio.CancelScope | None = None
         self._pump: _Pump | None = None
-        self._intercepts = False
+        self._context: Context | None = None
         # Whether the task waits for a message and nothing wakes it yet, so that what arrives may
         # begin where it does; and what begins it.
         self._idle = False
@@ -158,7 +161,7 @@ class WebSocketConnection(Connection):
                 descriptor=self._writer.descriptor,
             )
             self._writer.attach(outbox, door.stop)
-            self._intercepts = self._writer.intercept(receive, self._take)
+            self._context = self._writer.intercept(receive, self._take)
         else:
             self._scope = anyio.CancelScope()
             self._pump = _Pump(send, door.rounds)
@@ -209,6 +212,7 @@ class WebSocketConnection(Connection):
         """Read until the client has answered, or is not heard any more."""
         limit = self._door.runtime.options.max_queued
         size = sum(map(_size, self._backlog or ()))
+        size += sum(map(self._put_off, self._rest or ()))
         if self._idle:
             # The handler has begun where the message arrived; only the task may receive more.
             await checkpoint()
@@ -225,14 +229,17 @@ class WebSocketConnection(Connection):
                 # Not here, where the app's handler is at work.
                 self._door.runtime.spawn(self._end)
                 return
-            for command in self._decode(_frame(message)):
-                if isinstance(command, Command) and command.type == "ack":
-                    self._answer(command)
-                else:
-                    if self._backlog is None:
-                        self._backlog = deque()
-                    self._backlog.append(command)
-                    size += _size(command)
+            size += sum(map(self._put_off, self._decode(_frame(message))))
+
+    def _put_off(self, command: Command | native.Refused) -> int:
+        """Take an answer; keep anything else until the handler has ended, and return its size."""
+        if isinstance(command, Command) and command.type == "ack":
+            self._answer(command)
+            return 0
+        if self._backlog is None:
+            self._backlog = deque()
+        self._backlog.append(command)
+        return _size(command)
 
     # Writing
 
@@ -307,7 +314,7 @@ class WebSocketConnection(Connection):
         would keep the socket's buffers, and all that was read of a message that is not whole."""
         self._receive = _no_more
         self._send = _nowhere
-        self._writer = self._pump = self._starter = None
+        self._writer = self._pump = self._starter = self._context = None
         self.scope = {}
 
     async def _introduce(self) -> bool:
@@ -411,12 +418,12 @@ class WebSocketConnection(Connection):
     async def _read(self) -> None:
         message: Message | None
         hub = self._door.runtime.hub
-        if self._intercepts:
-            self._starter = starter()
+        if self._context is not None:
+            self._starter = starter(self._context)
         frames, flushes = 0, hub.flushes
         while self._gone is None:
             if self._backlog and self._closing is None:
-                await self._handle((self._backlog.popleft(),))
+                await self._handle_all(iter((self._backlog.popleft(),)))
                 continue
             frames += 1
             if frames > TURN:
@@ -440,9 +447,7 @@ class WebSocketConnection(Connection):
             if message["type"] != "websocket.receive":
                 self._gone = message.get("code") or 1005
                 return
-            self.heard = time.monotonic()
-            if self._closing is None:
-                await self._handle(self._decode(_frame(message)))
+            await self._handle((_frame(message),))
 
     def _take(self, frames: list[str | bytes]) -> Sequence[str | bytes | Message]:
         """Handle frames where they arrive, if nothing is before them: the task is woken only for
@@ -452,8 +457,7 @@ class WebSocketConnection(Connection):
         if not self._idle:
             return frames
         if len(frames) <= TURN and self._starter is not None:
-            self.heard = time.monotonic()
-            if self._starter.start(self._handle(chain.from_iterable(map(self._decode, frames)))):
+            if self._starter.start(self._handle(frames)):
                 return ()
             self._idle = False
             return (_BEGUN,)
@@ -479,10 +483,21 @@ class WebSocketConnection(Connection):
             return []
         return native.decode(frame, several=self._several)
 
-    async def _handle(self, commands: Iterable[Command | native.Refused]) -> None:
+    def _handle(self, frames: Iterable[str | bytes]) -> Coroutine[Any, Any, None]:
+        return self._handle_all(self._commands(frames))
+
+    def _commands(self, frames: Iterable[str | bytes]) -> Iterator[Command | native.Refused]:
+        for frame in frames:
+            # Limits count it when it is its turn.
+            self.heard = time.monotonic()
+            if self._closing is None:
+                yield from self._decode(frame)
+
+    async def _handle_all(self, commands: Iterator[Command | native.Refused]) -> None:
         """Handle commands, one after the other, as long as the client is to be heard."""
         sessions = self.sessions
         self._busy = True
+        self._rest = commands
         try:
             for command in commands:
                 if self.gone or self._closing is not None:
@@ -510,6 +525,7 @@ class WebSocketConnection(Connection):
             self.close(error.code, error.reason)
         finally:
             self._busy = False
+            self._rest = None
 
     def _answer(self, command: Command) -> None:
         session = self.sessions.get(command.ns)

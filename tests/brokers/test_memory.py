@@ -200,3 +200,12 @@ async def test_rooms_that_nobody_comes_back_to_do_not_stay() -> None:
         assert len(broker._streams) == 1 + 600
         # Where someone is, the position goes on.
         assert (await broker.publish("used", said(1), KEEP)).position.offset == 2
+
+
+async def test_a_lane_is_never_more_than_twice_as_long_as_it_may_be() -> None:
+    broker = MemoryBroker()
+    async with running(broker):
+        for number in range(200):
+            await broker.publish("room", said(number), Retention(size=1))
+        assert len(broker._streams["room"].lanes[Lane.HISTORY].publications) <= 2
+        assert len((await broker.page("room", limit=10)).publications) == 1

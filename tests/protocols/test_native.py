@@ -408,3 +408,9 @@ def test_names_that_are_too_long_are_not_remembered() -> None:
     finally:
         tracemalloc.stop()
     assert held < 5_000_000
+
+
+def test_of_a_name_that_appears_twice_the_last_value_counts() -> None:
+    (command,) = decode('{"type":"","room":"%s","type":"x","room":"r"}' % ("r" * 300))
+    assert isinstance(command, Command)
+    assert (command.type, command.room) == ("x", "r")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import anyio
@@ -421,6 +425,114 @@ async def test_a_timeout_that_ends_before_the_connection_is_woken(serve: Serve) 
         await client.send({"type": "ack", "id": question["id"], "data": "an answer"})
         assert (await client.expect("ack"))["data"] == "an answer"
         assert await client.settle() == []
+
+
+async def test_handlers_wait_for_the_same_future(serve: Serve) -> None:
+    # All three begin where their messages arrive, before a task has adopted what the first awaits.
+    realtime = make_realtime()
+    loaded: list[asyncio.Future[str]] = []
+
+    @realtime.event("load")
+    async def load() -> str:
+        if not loaded:
+            loop = asyncio.get_running_loop()
+            loaded.append(loop.create_future())
+            loop.call_later(0.05, loaded[0].set_result, "value")
+        return await loaded[0]
+
+    busy = threading.Event()
+
+    @realtime.event("block")
+    async def block() -> None:
+        busy.set()
+        time.sleep(0.3)
+
+    server = serve(make_app(realtime), ws=FAST)
+    async with contextlib.AsyncExitStack() as stack:
+        blocker, *clients = [
+            await stack.enter_async_context(NativeClient.open(server.ws(PATH))) for _ in range(4)
+        ]
+        # What arrives while the loop is blocked is read in one turn of it.
+        await blocker.send({"type": "block"})
+        await anyio.to_thread.run_sync(busy.wait)
+        for client in clients:
+            await client.send({"type": "load", "id": 1})
+        for client in clients:
+            assert (await client.expect("ack"))["data"] == "value"
+
+
+async def test_all_of_a_connections_handlers_run_in_one_context(serve: Serve) -> None:
+    realtime = make_realtime()
+    seen: ContextVar[int] = ContextVar("seen", default=0)
+    last: list[int] = []
+
+    @realtime.event("set")
+    async def set_(data: int) -> None:
+        seen.set(data)
+
+    @realtime.event("get")
+    async def get() -> int:
+        return seen.get()
+
+    @realtime.event("wait")
+    async def wait() -> None:
+        await anyio.sleep(0.01)
+        seen.set(seen.get() + 1)
+
+    @realtime.on("disconnection")
+    async def gone(happening: Happening) -> None:
+        last.append(seen.get())
+
+    async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
+        await client.request("set", data=7)
+        assert await client.request("get") == 7
+        # Where one has to wait, and behind it; and where one read brings more than its share.
+        await client.send({"type": "wait"}, {"type": "get", "id": 1})
+        assert (await client.expect("ack"))["data"] == 8
+        await client.send(*({"type": "get", "id": number} for number in range(100)))
+        assert {(await client.expect("ack"))["data"] for _ in range(100)} == {8}
+    await until(lambda: last == [8])
+
+
+async def test_an_answer_behind_a_handler_that_asks_is_heard(serve: Serve) -> None:
+    realtime = make_realtime()
+    asked: list[Any] = []
+
+    @realtime.event("begin")
+    async def begin(session: Session) -> None:
+        async def ask() -> None:
+            asked.append(await session.request("beside", timeout=5))
+
+        asyncio.get_running_loop().create_task(ask())
+
+    @realtime.event("ask")
+    async def ask(session: Session) -> Any:
+        return await session.request("question", timeout=5)
+
+    async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
+        await client.request("begin")
+        beside = await client.expect("beside")
+        # In one read, as two frames.
+        await client.send(
+            {"type": "ask", "id": 1}, {"type": "ack", "id": beside["id"], "data": "heard"}
+        )
+        question = await client.expect("question")
+        await until(lambda: asked == ["heard"])
+        await client.send({"type": "ack", "id": question["id"], "data": "too"})
+        assert (await client.expect("ack"))["data"] == "too"
+
+
+async def test_what_waits_behind_a_handler_counts_when_it_is_its_turn(serve: Serve) -> None:
+    realtime = make_realtime(message_rate=100, message_burst=5)
+
+    @realtime.event("work")
+    async def work() -> None:
+        await anyio.sleep(0.02)
+
+    async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
+        await client.send(*({"type": "work", "id": number} for number in range(20)))
+        answers = [await client.recv() for _ in range(20)]
+        assert [answer["type"] for answer in answers] == ["ack"] * 20
 
 
 async def test_a_handler_asks_its_client_at_once(serve: Serve) -> None:

@@ -7,6 +7,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any
 
 import pytest
@@ -58,8 +59,8 @@ class Server:
         self,
         receive: Receive,
         take: Callable[[list[str | bytes]], Sequence[str | bytes | Message]],
-    ) -> bool:
-        return False
+    ) -> Context | None:
+        return None
 
     def abort(self) -> None:
         raise AssertionError
