@@ -233,7 +233,12 @@ class WebSocketConnection(Connection):
 
     def _put_off(self, command: Command | native.Refused) -> int:
         """Take an answer; keep anything else until the handler has ended, and return its size."""
-        if isinstance(command, Command) and command.type == "ack":
+        if (
+            isinstance(command, Command)
+            and command.type == "ack"
+            # Else it stands behind what opens its session.
+            and command.ns in self.sessions
+        ):
             self._answer(command)
             return 0
         if self._backlog is None:
@@ -285,6 +290,9 @@ class WebSocketConnection(Connection):
                     await self._read()
         finally:
             await self._end()
+            # A session that waits for its client keeps this, which must not keep the context in
+            # which handlers ran.
+            self._task = None
 
     async def _end(self) -> None:
         """Let go of the sessions and the socket. May be called again."""
@@ -488,8 +496,6 @@ class WebSocketConnection(Connection):
 
     def _commands(self, frames: Iterable[str | bytes]) -> Iterator[Command | native.Refused]:
         for frame in frames:
-            # Limits count it when it is its turn.
-            self.heard = time.monotonic()
             if self._closing is None:
                 yield from self._decode(frame)
 
@@ -502,6 +508,8 @@ class WebSocketConnection(Connection):
             for command in commands:
                 if self.gone or self._closing is not None:
                     return
+                # Limits count it when it is its turn.
+                self.heard = time.monotonic()
                 if isinstance(command, native.Refused):
                     session = sessions["/"]
                     session.engine.refuse(session, command.error, command.id)

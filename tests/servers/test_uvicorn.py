@@ -529,10 +529,20 @@ async def test_what_waits_behind_a_handler_counts_when_it_is_its_turn(serve: Ser
     async def work() -> None:
         await anyio.sleep(0.02)
 
+    @realtime.event("ask")
+    async def ask(session: Session) -> None:
+        await session.request("question", timeout=5)
+
     async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
-        await client.send(*({"type": "work", "id": number} for number in range(20)))
-        answers = [await client.recv() for _ in range(20)]
-        assert [answer["type"] for answer in answers] == ["ack"] * 20
+        works: list[dict[str, Any]] = [{"type": "work", "id": number} for number in range(20)]
+        await client.send(*works)
+        assert [(await client.recv())["type"] for _ in works] == ["ack"] * 20
+        await client.send_together(*works)
+        assert [(await client.recv())["type"] for _ in works] == ["ack"] * 20
+        await client.send({"type": "ask"}, *works)
+        question = await client.expect("question")
+        await client.send({"type": "ack", "id": question["id"]})
+        assert [(await client.recv())["type"] for _ in works] == ["ack"] * 20
 
 
 async def test_a_handler_asks_its_client_at_once(serve: Serve) -> None:
