@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .install import HERE, NODE_MODULES, PYTHON
 
@@ -68,7 +68,7 @@ PLAIN = Dialect()
 
 NATIVE = Dialect(
     path="/ws?hello=1",
-    subprotocol="realtime.v1",
+    subprotocol="realtime.v2",
     steps=(
         ("send", '{"type":"connect","data":{"token":"{token}"}}'),
         ("expect", '"connected"'),
@@ -151,6 +151,12 @@ PEERS: dict[str, Peer] = {
             _uvicorn("realtime_app", *PROTOCOL_CLASS),
             NATIVE,
             deflate={},
+        ),
+        Peer(
+            "realtime-v1",
+            "starlette-realtime, clients of `realtime.v1`",
+            _uvicorn("realtime_app", *PROTOCOL_CLASS),
+            replace(NATIVE, subprotocol="realtime.v1"),
         ),
         Peer(
             "realtime-uvloop",

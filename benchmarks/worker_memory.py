@@ -35,7 +35,7 @@ class Deaf(Connection):
 
     def __init__(self, options: Options) -> None:
         outbox = Outbox(
-            native.TEXT[True], limit=options.max_queued, overflow=self.overflow, write=self.write
+            native.TEXT[2], limit=options.max_queued, overflow=self.overflow, write=self.write
         )
         super().__init__({"type": "websocket", "headers": []}, outbox, options)
 

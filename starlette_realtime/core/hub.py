@@ -430,7 +430,7 @@ class Hub:
         run, channel.pending = channel.pending or [], None
         for wire, group in channel.groups.items():
             messages = self._encode(channel, wire, run)
-            chunks = wire.frames(messages)
+            chunks = wire.run(messages, run)
             self.delivered += len(run) * len(group)
             done = own.keys() & group.keys()
             for outbox in done:
@@ -458,7 +458,7 @@ class Hub:
             run, channel.pending = channel.pending or [], None
             for wire, group in channel.groups.items():
                 messages = encoded[channel, wire] = self._encode(channel, wire, run)
-                chunks = wire.frames(messages)
+                chunks = wire.run(messages, run)
                 self.delivered += len(run) * len(group)
                 done = apart & group.keys()
                 self._write_group(group, chunks, done, messages, run)

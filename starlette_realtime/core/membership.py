@@ -334,9 +334,9 @@ class Membership:
         """Encode what a member missed: once for all who share what was read, and those who missed
         the same get the same bytes."""
         channel, session = member.channel, member.session
-        view = member.room_type.missed or list
+        viewed: Sequence[Publication] = read.once("viewed", member.room_type.missed or list)
         everything: list[bytes] = read.once(
-            wire, lambda found: wire.events(self.ns, channel.room, view(found))
+            wire, lambda _: wire.events(self.ns, channel.room, viewed)
         )
         start = len(everything) - len(missed)
         if session.id in read.once("excluded", lambda found: {p.exclude for p in found}):
@@ -347,7 +347,10 @@ class Membership:
             ]
         if not missed:
             return []
-        return [read.once((wire, start), lambda _: Framed(wire.frames(everything[start:])))]
+        run: Framed = read.once(
+            (wire, start), lambda _: Framed(wire.run(everything[start:], viewed[start:]))
+        )
+        return [run]
 
     def _encode(
         self, publications: list[Publication], channel: Channel, session: Session, wire: Wire

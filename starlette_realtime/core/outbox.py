@@ -23,10 +23,15 @@ class Wire(Protocol):
     One instance serves all connections of its kind, which is what lets an event be encoded once for
     all of them. Messages are bytes of the protocol; `frames` turns a run of them into as few chunks
     as the framing allows, and `join` puts chunks that were made apart into one, or returns None
-    where the framing cannot. `ping` is the chunk that asks for a sign of life.
+    where the framing cannot. `run` is `frames` for the messages of publications that a client gets
+    one after the other, which a protocol may say in fewer words together than each by itself.
+    `ping` is the chunk that asks for a sign of life.
     """
 
     def frames(self, messages: Sequence[bytes]) -> Sequence[Chunk]: ...
+    def run(
+        self, messages: Sequence[bytes], publications: Sequence[Publication]
+    ) -> Sequence[Chunk]: ...
     def join(self, chunks: Sequence[Chunk]) -> Chunk | None: ...
 
     def events(

@@ -4,7 +4,7 @@ words in, bytes out."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -14,8 +14,9 @@ from ..errors import ClientError, InvalidMessage
 from ..events import MAX_ID, MAX_MESSAGE_ID, MAX_NAME, Command, Position, Publication
 from .payload import out_of_range, too_deep
 
-SUBPROTOCOL: Final = "realtime.v1"
-"""Offered by clients that take several objects in one frame."""
+SUBPROTOCOLS: Final = ("", "realtime.v1", "realtime.v2")
+"""By version, what clients offer that take more than one object in a frame: with 1 several, with 2
+also those that go without what they share with the one before."""
 TOKEN_PREFIX: Final = "realtime.token."
 """Start of the subprotocol entry that carries a token."""
 MAX_OBJECTS: Final = 256
@@ -48,6 +49,14 @@ class Refused(msgspec.Struct, frozen=True):
 
     error: ClientError
     id: int | str | None = None
+
+
+def choose(offered: Collection[str]) -> int:
+    """Return the newest version whose subprotocol is offered; 0 without one."""
+    for version in (2, 1):
+        if SUBPROTOCOLS[version] in offered:
+            return version
+    return 0
 
 
 def decode(frame: str | bytes, *, several: bool = False) -> list[Command | Refused]:
@@ -182,6 +191,25 @@ def encode_events(ns: str, room: str | None, publications: Iterable[Publication]
             message = b'%b,"offset":%d,"data":%b}' % (head, offset, data)
         messages.append(message)
     return messages
+
+
+def abridge(messages: Sequence[bytes], publications: Sequence[Publication]) -> list[bytes]:
+    """Return the messages that publications are as they stand in one frame for a client of version
+    2: one that continues the one before it says no more than what is new."""
+    abridged = list(messages)
+    event: str | None = None
+    following = 0
+    for number, publication in enumerate(publications):
+        offset, data = publication.offset, publication.data
+        if publication.event == event and offset == following:
+            if publication.nonce:
+                nonce = _text(publication.nonce)
+                abridged[number] = b'{"nonce":%b,"data":%b}' % (nonce, data)
+            else:
+                abridged[number] = b'{"data":%b}' % data
+        event = publication.event
+        following = offset + 1 if offset else 0
+    return abridged
 
 
 def encode(type: str, ns: str = "/", /, **members: Any) -> bytes:

@@ -9,7 +9,8 @@
  * @import * as api from "./client.d.ts"
  */
 
-const SUBPROTOCOL = "realtime.v1";
+/** The newest first; a server of before selects the older. */
+const SUBPROTOCOLS = ["realtime.v2", "realtime.v1"];
 const MAX_OBJECTS = 256; // in one frame, by the protocol
 const MAX_DEPTH = 64; // nesting levels of a frame, by the protocol
 const MAX_MEMBERS = 10_000; // of one room that are kept in memory
@@ -610,10 +611,10 @@ class Connection {
     this.#on = on;
     this.#timers = timers;
     this.#limit = maxPayload;
-    const socket = (this.#socket = new WebSocket(url, [SUBPROTOCOL]));
+    const socket = (this.#socket = new WebSocket(url, SUBPROTOCOLS));
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
-      this.#several = socket.protocol === SUBPROTOCOL;
+      this.#several = SUBPROTOCOLS.includes(socket.protocol);
       this.send(hello.text, hello.bytes);
     };
     socket.onmessage = (event) => this.#receive(event.data);
@@ -674,32 +675,44 @@ class Connection {
     try {
       const text =
         typeof data === "string" ? data : new TextDecoder().decode(/** @type {any} */ (data));
+      /** @type {Message | undefined} */
+      let before;
       for (const line of this.#several ? text.split("\n") : [text]) {
-        if (line !== "" && !this.#ended) this.#read(line);
+        if (line !== "" && !this.#ended) before = this.#read(line, before);
       }
     } catch (error) {
       this.#on.malformed(error);
     }
   }
 
-  /** @param {string} line */
-  #read(line) {
+  /**
+   * @param {string} line
+   * @param {Message} [before] the one that stands in front of it in its frame
+   * @returns {Message | undefined}
+   */
+  #read(line, before) {
     let message;
     try {
       message = decode(JSON.parse(line));
+      if (isObject(message) && message.type === undefined && before) {
+        const { type, ns, room, offset } = before;
+        message = { type, ns, room, offset: offset && offset + 1, ...message };
+      }
       if (typeof message?.type !== "string") throw new TypeError("a message has a type");
       if (!Number.isSafeInteger(message.offset ?? 0)) throw new TypeError("an offset is whole");
       for (const name of ["id", "ns", "room", "offset"]) {
         if (message[name] === null) delete message[name]; // null says as little as nothing
       }
     } catch (error) {
-      return this.#on.malformed(error);
+      this.#on.malformed(error);
+      return undefined;
     }
     try {
       this.#on.message(message);
     } catch (error) {
       report(error);
     }
+    return message;
   }
 
   #flush() {

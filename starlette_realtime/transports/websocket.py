@@ -126,12 +126,12 @@ class WebSocketConnection(Connection):
         send: Send,
         writer: Writer | None,
         *,
-        several: bool,
+        version: int,
     ) -> None:
         self._door = door
         self._receive = receive
         self._send = send
-        self._several = several
+        self._several = version >= 1
         self._busy = False
         self._closing: tuple[int, str] | None = None
         self._gone: int | None = None
@@ -154,7 +154,7 @@ class WebSocketConnection(Connection):
         if self._writer is not None:
             wire = wires.DEFLATE if self._writer.window_bits >= WINDOW_BITS else wires.FRAME
             outbox = Outbox(
-                wire[several],
+                wire[version],
                 limit=options.max_queued,
                 overflow=self._overflow,
                 write=self._writer.write,
@@ -166,7 +166,7 @@ class WebSocketConnection(Connection):
             self._scope = anyio.CancelScope()
             self._pump = _Pump(send, door.rounds)
             outbox = Outbox(
-                wires.TEXT[several],
+                wires.TEXT[version],
                 limit=options.max_queued,
                 overflow=self._overflow,
                 wake=self._pump.wake,
@@ -721,15 +721,15 @@ class WebSocketDoor:
         message = await receive()
         if message["type"] != "websocket.connect":
             return None
-        several = native.SUBPROTOCOL in scope.get("subprotocols", ())
+        version = native.choose(scope.get("subprotocols", ()))
         await send(
             {
                 "type": "websocket.accept",
-                "subprotocol": native.SUBPROTOCOL if several else None,
+                "subprotocol": native.SUBPROTOCOLS[version] or None,
                 "headers": [],
             }
         )
-        return WebSocketConnection(self, scope, receive, send, writer, several=several)
+        return WebSocketConnection(self, scope, receive, send, writer, version=version)
 
     def must_wait(self, scope: Mapping[str, Any]) -> bool:
         """Whether the client says that it speaks first."""

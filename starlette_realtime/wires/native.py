@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,6 +10,7 @@ import msgspec
 
 from ..core.outbox import Chunk, Hello, Joined
 from ..errors import ClientError
+from ..events import Publication
 from ..protocols import native
 from ..protocols.websocket import COMPRESS_FROM, compressed_frame, frame
 
@@ -38,11 +40,24 @@ def _parts(messages: Sequence[bytes]) -> list[bytes]:
 _PING_FRAME: Final = frame(PING.encode())
 
 
-class NativeWire:
-    """The native protocol's words. `several`: whether a frame may hold several messages."""
+class NativeWire(ABC):
+    """The native protocol's words, in the version that the client takes."""
 
-    def __init__(self, *, several: bool) -> None:
-        self.several = several
+    def __init__(self, version: int) -> None:
+        # Whether a frame may hold several messages, and one that continues the one before it.
+        self.several = version >= 1
+        self.continued = version >= 2
+
+    @abstractmethod
+    def frames(self, messages: Sequence[bytes]) -> Sequence[Chunk]: ...
+
+    def run(
+        self, messages: Sequence[bytes], publications: Sequence[Publication]
+    ) -> Sequence[Chunk]:
+        # What needs more than one frame is so long that the rest does not matter.
+        if self.continued and len(messages) > 1 and sum(map(len, messages)) < MAX_FRAME:
+            messages = native.abridge(messages, publications)
+        return self.frames(messages)
 
     events = staticmethod(native.encode_events)
 
@@ -138,6 +153,7 @@ class DeflateFrameWire(FrameWire):
         ]
 
 
-TEXT = {several: TextWire(several=several) for several in (False, True)}
-FRAME = {several: FrameWire(several=several) for several in (False, True)}
-DEFLATE = {several: DeflateFrameWire(several=several) for several in (False, True)}
+_VERSIONS: Final = range(len(native.SUBPROTOCOLS))
+TEXT: Final = [TextWire(version) for version in _VERSIONS]
+FRAME: Final = [FrameWire(version) for version in _VERSIONS]
+DEFLATE: Final = [DeflateFrameWire(version) for version in _VERSIONS]

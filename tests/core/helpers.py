@@ -36,6 +36,7 @@ from starlette_realtime.events import (
 )
 from starlette_realtime.settings import stores_from_url
 from starlette_realtime.wires import native as wires
+from tests.support.wsclient import continued
 
 Message = dict[str, Any]
 
@@ -54,7 +55,7 @@ class Socket(Connection):
 
     def __init__(self, options: Options, wire: Any = None) -> None:
         outbox = Outbox(
-            wire or wires.TEXT[True],
+            wire or wires.TEXT[2],
             limit=options.max_queued,
             overflow=self.overflow,
             write=self.write,
@@ -71,7 +72,10 @@ class Socket(Connection):
         self.writes += 1
         self.chunks.append(chunk)
         text = chunk if isinstance(chunk, str) else chunk.decode()
-        self.received.extend(json.loads(line) for line in text.split("\n"))
+        before: Message = {}
+        for line in text.split("\n"):
+            before = continued(before, json.loads(line))
+            self.received.append(before)
         return self.takes_more
 
     def overflow(self) -> None:

@@ -23,7 +23,7 @@ class Peer:
         self.here, self.there = descriptors or os.pipe()
         self.direct: list[Chunk] = []
         self.outbox = Outbox(
-            wires.FRAME[True],
+            wires.FRAME[2],
             limit=1000,
             overflow=lambda: None,
             write=self._write,

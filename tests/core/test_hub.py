@@ -73,7 +73,7 @@ def direct(data: Any) -> bytes:
 def test_a_turn_is_one_write_and_one_encoding() -> None:
     turn = Turn()
     several = [Someone(f"a{n}") for n in range(5)]
-    frames = [Someone(f"b{n}", wires.TEXT[False]) for n in range(3)]
+    frames = [Someone(f"b{n}", wires.TEXT[0]) for n in range(3)]
     turn.room("r", *several, *frames)
     for offset in (1, 2, 3):
         turn.announce("r", offset)
@@ -89,6 +89,24 @@ def test_a_turn_is_one_write_and_one_encoding() -> None:
     assert len({id(one.socket.chunks[0]) for one in several}) == 1
     turn.end()
     assert [one.socket.writes for one in several] == [1] * 5
+
+
+def test_what_continues_is_said_in_brief_to_those_who_take_it() -> None:
+    turn = Turn()
+    people = [Someone(f"v{version}", wires.TEXT[version]) for version in (1, 2)]
+    ann = Someone("ann")
+    turn.room("r", *people, ann)
+    turn.announce("r", 1)
+    turn.announce("r", 2)
+    turn.hub.push(ann, direct("between"))
+    turn.announce("r", 3)
+    turn.end()
+    first, second, third = (f'{{"type":"n","room":"r","offset":{n},"data":{n}}}' for n in (1, 2, 3))
+    assert [one.socket.chunks for one in people] == [
+        [f"{first}\n{second}\n{third}"],
+        [f'{first}\n{{"data":2}}\n{{"data":3}}'],
+    ]
+    assert ann.heard() == [1, 2, "between", 3]
 
 
 def test_a_direct_message_stands_where_it_was_handed_over() -> None:
@@ -128,7 +146,7 @@ def test_rooms_that_speak_in_one_turn_are_each_written_to_as_a_whole() -> None:
     turn.end()
     (first, in_a), (second, in_b) = written
     assert (first, second) == (list(range(half)), list(range(half, half * 2)))
-    assert in_a.count('"offset"') == 2 and in_b.count('"offset"') == 1
+    assert in_a.count('"data"') == 2 and in_b.count('"data"') == 1
     # Who is in both gets all in its order, by one write of its own.
     assert both.heard() == [11, 21, 12]
     assert both.socket.writes == 1
@@ -164,13 +182,13 @@ def _steps(draw: st.DrawFn) -> list[tuple[str, int, int]]:
 @given(
     steps=_steps(),
     places=st.lists(st.sets(st.integers(0, 2)), min_size=4, max_size=4),
-    kinds=st.lists(st.booleans(), min_size=4, max_size=4),
+    versions=st.lists(st.integers(0, 2), min_size=4, max_size=4),
 )
 def test_everyone_gets_everything_in_the_order_in_which_it_was_handed_over(
-    steps: list[tuple[str, int, int]], places: list[set[int]], kinds: list[bool]
+    steps: list[tuple[str, int, int]], places: list[set[int]], versions: list[int]
 ) -> None:
     turn = Turn()
-    people = [Someone(f"s{n}", wires.TEXT[kind]) for n, kind in enumerate(kinds)]
+    people = [Someone(f"s{n}", wires.TEXT[each]) for n, each in enumerate(versions)]
     for room in range(3):
         turn.room(str(room), *(p for p, in_ in zip(people, places, strict=True) if room in in_))
     wanted: list[list[Any]] = [[] for _ in people]

@@ -15,7 +15,7 @@ class Wire:
         self.overflows = 0
         self.wakes = 0
         self.outbox = Outbox(
-            wires.TEXT[True],
+            wires.TEXT[2],
             limit=limit,
             overflow=self.overflow,
             write=self.write if direct else None,

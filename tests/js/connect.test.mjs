@@ -10,7 +10,7 @@ test("says hello first and resolves on connected", async () => {
   w.connect("https://host/app/realtime/").then((c) => (client = c));
   await settle();
   assert.equal(w.socket.url, "wss://host/app/realtime/ws?hello=1");
-  assert.deepEqual(w.socket.protocols, ["realtime.v1"]);
+  assert.deepEqual(w.socket.protocols, ["realtime.v2", "realtime.v1"]);
   await w.socket.open();
   assert.deepEqual(w.socket.sent, [
     { type: "connect", data: { token: "secret", deviceId: "d1" } },

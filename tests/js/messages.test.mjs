@@ -319,6 +319,51 @@ test("without the subprotocol each frame is one object, both ways", async () => 
   client.close();
 });
 
+test("an older server's several objects are taken apart as well", async () => {
+  const w = world();
+  const client = await w.connected({}, "realtime.v1");
+  const seen = collect(client, "n");
+  await w.socket.raw('{"type":"n","data":1}\n{"type":"n","data":2}');
+  assert.deepEqual(seen, [1, 2]);
+  client.close();
+});
+
+test("an event without a type continues the one before it in its frame", async () => {
+  const w = world();
+  const client = await w.connected();
+  const joined = await w.joined(client, { position: { epoch: "e", offset: 3 } });
+  const events = [];
+  for (const [source, type] of [[joined, "n"], [client, "m"]]) {
+    source.on(type, (data, { room, offset }) => events.push([data, room, offset]));
+  }
+  await w.socket.raw(
+    '{"type":"n","room":"r","offset":4,"data":1}\n{"data":2}\n{"offset":9,"data":{"$bytes":"AA=="}}\n' +
+      '{"data":null}\n{"type":"m","data":5}\n{"data":6}',
+  );
+  assert.deepEqual(events, [
+    [1, "r", 4],
+    [2, "r", 5],
+    [new Uint8Array([0]), "r", 9],
+    [null, "r", 10],
+    [5, undefined, undefined],
+    [6, undefined, undefined],
+  ]);
+  assert.equal(joined.position.offset, 10);
+  // Not over the frame's end, and not behind what is no message.
+  const wrong = collect(client.lifecycle, "error");
+  await w.socket.raw('{"data":7}');
+  await w.socket.raw('{"type":"m","data":8}\n{oops\n{"data":9}\n{"type":"m","data":10}');
+  assert.deepEqual(
+    wrong.map(({ code }) => code),
+    ["invalid_message", "invalid_message", "invalid_message"],
+  );
+  assert.deepEqual(events.slice(6), [
+    [8, undefined, undefined],
+    [10, undefined, undefined],
+  ]);
+  client.close();
+});
+
 test("a frame may hold several objects, and may be binary", async () => {
   const w = world();
   const client = await w.connected();

@@ -275,7 +275,7 @@ test("TLS checks the certificate", async (t) => {
 });
 
 test("connect() of the Node entry speaks the protocol over it, and comes back", () =>
-  withServer({ protocol: "realtime.v1" }, async (server) => {
+  withServer({ protocol: "realtime.v2" }, async (server) => {
     const native = globalThis.WebSocket;
     delete globalThis.WebSocket; // newer versions of Node have one
     try {

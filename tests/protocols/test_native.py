@@ -16,12 +16,15 @@ from starlette_realtime.events import Command, Position, Publication
 from starlette_realtime.protocols.native import (
     MAX_OBJECTS,
     Refused,
+    abridge,
+    choose,
     decode,
     encode,
     encode_error,
     encode_events,
 )
 from starlette_realtime.protocols.payload import dump, load
+from tests.support.wsclient import continued
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -352,6 +355,48 @@ def test_an_event_is_the_object_it_stands_for(
     (sent,) = encode_events(ns, room, [publication])
     assert json.loads(sent) == wanted
     assert b"\n" not in sent
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"), st.sampled_from([0, 1, 2, 3, 4, 9]), st.sampled_from(["", "n"])
+        ),
+        max_size=12,
+    ),
+    st.sampled_from([("/", "r"), ("/ns", "r"), ("/", None)]),
+)
+def test_what_goes_without_saying_can_be_filled_in(
+    events: list[tuple[str, int, str]], place: tuple[str, str | None]
+) -> None:
+    publications = [
+        Publication(event, b"%d" % number, offset, "e", nonce=nonce if offset else "")
+        for number, (event, offset, nonce) in enumerate(events)
+    ]
+    messages = encode_events(*place, publications)
+    brief = abridge(messages, publications)
+    whole: list[dict[str, Any]] = []
+    for sent in brief:
+        whole.append(continued(whole[-1] if whole else {}, json.loads(sent)))
+    assert whole == [json.loads(message) for message in messages]
+
+
+def test_events_that_follow_each_other_say_only_what_is_new() -> None:
+    publications = [Publication("moved", b"[%d]" % n, n, "e", nonce=f"n{n}") for n in (1, 2, 4)]
+    messages = encode_events("/ns", "r", publications)
+    assert abridge(messages, publications) == [
+        messages[0],
+        b'{"nonce":"n2","data":[2]}',
+        messages[2],
+    ]
+    volatile = [Publication("at", b"%d" % n) for n in (1, 2)]
+    assert abridge(encode_events("/", "r", volatile), volatile)[1] == b'{"data":2}'
+
+
+def test_the_newest_version_that_is_offered() -> None:
+    assert choose(["realtime.v1", "realtime.v2"]) == 2
+    assert choose(["realtime.v1", "realtime.v3"]) == 1
+    assert choose(["realtime.token.x", ""]) == 0
 
 
 def test_an_event_tells_no_more_than_the_protocol_says() -> None:

@@ -165,7 +165,7 @@ async def test_what_is_not_as_expected_is_left_alone(
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])
-@pytest.mark.parametrize("subprotocols", [["realtime.v1"], []], ids=["several", "single"])
+@pytest.mark.parametrize("subprotocols", [["realtime.v2"], []], ids=["several", "single"])
 async def test_frames_of_every_size_come_whole_and_in_order_between_hypercorn_s_own(
     subprotocols: list[str], compression: str | None
 ) -> None:

@@ -27,7 +27,7 @@ from starlette_realtime.servers.uvicorn import EXTENSION, RealtimeProtocol
 from starlette_realtime.wires import native as wires
 
 MEMBERS = FAST_FROM + 1
-WIRE = wires.FRAME[False]
+WIRE = wires.FRAME[0]
 
 
 @dataclass

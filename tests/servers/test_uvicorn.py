@@ -84,7 +84,7 @@ async def test_a_middleware_that_wraps_send_is_not_passed_by(serve: Serve, ws: s
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])
-@pytest.mark.parametrize("subprotocols", [["realtime.v1"], []], ids=["several", "single"])
+@pytest.mark.parametrize("subprotocols", [["realtime.v2"], []], ids=["several", "single"])
 @pytest.mark.parametrize("ws", SANS_IO)
 async def test_frames_of_every_size_come_whole_and_in_order(
     serve: Serve, ws: str, subprotocols: list[str], compression: str | None

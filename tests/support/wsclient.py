@@ -29,7 +29,8 @@ from websockets.typing import Subprotocol
 
 Message = dict[str, Any]
 
-SUBPROTOCOL = "realtime.v1"
+SUBPROTOCOLS = ("realtime.v1", "realtime.v2")
+SUBPROTOCOL = SUBPROTOCOLS[-1]
 BACKLOG = 100_000
 """Messages kept for later expectations; more than that fails the test."""
 
@@ -61,6 +62,16 @@ def matches(found: object, wanted: object) -> bool:
             name in found and matches(found[name], value) for name, value in wanted.items()
         )
     return type(found) is type(wanted) and found == wanted
+
+
+def continued(before: Message, message: Message) -> Message:
+    """What a message says that stands behind another one in a frame of `realtime.v2`."""
+    if "type" in message:
+        return message
+    whole: Message = {n: before[n] for n in ("type", "ns", "room") if n in before}
+    if "offset" in before:
+        whole["offset"] = before["offset"] + 1
+    return whole | message
 
 
 class NativeClient:
@@ -140,7 +151,7 @@ class NativeClient:
             await self.websocket.send(json.dumps(message))
 
     async def send_together(self, *messages: Message) -> None:
-        """Sends all the messages in one text frame, as `realtime.v1` permits."""
+        """Sends all the messages in one text frame, as both subprotocols permit."""
         await self.websocket.send("\n".join(map(json.dumps, messages)))
 
     async def send_raw(self, frame: str | bytes) -> None:
@@ -255,10 +266,13 @@ class NativeClient:
             raise NativeClosed(code, reason, f"before {what}; {self._received()}") from None
         if isinstance(frame, bytes):
             raise AssertionError(f"a binary frame from the server: {frame[:200]!r}")
-        parts = frame.split("\n") if self.websocket.subprotocol == SUBPROTOCOL else [frame]
-        for part in parts:
+        spoken = self.websocket.subprotocol
+        before: Message = {}
+        for part in frame.split("\n") if spoken in SUBPROTOCOLS else [frame]:
             message = json.loads(part)
             assert isinstance(message, dict), f"not an object: {part}"
+            if spoken == "realtime.v2":
+                message = before = continued(before, message)
             assert isinstance(message.get("type"), str), f"without a type: {part}"
             if message["type"] == "ping" and self._answer_pings:
                 self.pings += 1

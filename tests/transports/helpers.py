@@ -28,14 +28,13 @@ from starlette_realtime import (
     SignedTokenAuth,
 )
 from tests.support.server import FAST
-from tests.support.wsclient import SUBPROTOCOL
 
 SECRET = "a secret of more than thirty-two bytes"
 TOKENS = SignedTokenAuth(SECRET)
 PATH = "/realtime/ws"
 WS = ("websockets-sansio", FAST, "wsproto")
 """uvicorn's own protocol, in which the writer is found; the package's; one without a writer."""
-FRAMINGS: tuple[tuple[str, ...], ...] = ((SUBPROTOCOL,), ())
+FRAMINGS: tuple[tuple[str, ...], ...] = (("realtime.v2",), ("realtime.v1",), ())
 
 NO_LIMITS: dict[str, Any] = {
     "message_rate": 0.0,

@@ -26,7 +26,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[LiveServer]:
         yield server
 
 
-@pytest.fixture(params=FRAMINGS, ids=["several", "single"])
+@pytest.fixture(params=FRAMINGS, ids=["v2", "v1", "none"])
 def connect(request: pytest.FixtureRequest, server: LiveServer) -> Open:
     """`connect("ann")` opens a connection as that user; without a name, as nobody."""
 
@@ -87,6 +87,11 @@ async def test_nobody_has_no_user_id(connect: Open) -> None:
 async def test_the_subprotocol_is_selected_only_if_it_is_offered(server: LiveServer) -> None:
     async with NativeClient.open(server.ws(PATH), subprotocols=["other", SUBPROTOCOL]) as client:
         assert client.websocket.subprotocol == SUBPROTOCOL
+    async with NativeClient.open(server.ws(PATH), subprotocols=["other", "realtime.v1"]) as client:
+        assert client.websocket.subprotocol == "realtime.v1"
+    both = ["realtime.v1", "realtime.v2"]
+    async with NativeClient.open(server.ws(PATH), subprotocols=both) as client:
+        assert client.websocket.subprotocol == "realtime.v2"
     async with NativeClient.open(server.ws(PATH), subprotocols=["other"]) as client:
         assert client.websocket.subprotocol is None
 

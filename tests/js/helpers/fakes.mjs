@@ -89,7 +89,7 @@ export function world(options = {}) {
       return fresh;
     }
 
-    async open(protocol = "realtime.v1") {
+    async open(protocol = "realtime.v2") {
       this.protocol = protocol;
       this.readyState = 1;
       this.onopen?.({});
