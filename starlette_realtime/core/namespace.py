@@ -21,6 +21,7 @@ from .hub import Channel
 from .online import Online
 from .router import (
     Feature,
+    Presence,
     RoomOptions,
     RoomType,
     Router,
@@ -162,12 +163,16 @@ class Namespace:
         history: int | None = None,
         history_age: float | None = None,
         recent: int | None = None,
-        presence: Literal["full", "counts", "none"] = "full",
+        presence: Presence = "full",
         broadcast: bool = True,
         slow: Slow = "disconnect",
     ) -> RoomType:
         """Add a kind of room: every name that fits `pattern`, written as Starlette's routes are,
-        without the leading slash: `"chat/{room_id:int}"`. See `RoomOptions` for the rest."""
+        without the leading slash: `"chat/{room_id:int}"`. See `RoomOptions` for the rest.
+
+        Raises:
+            ConfigurationError: the pattern is none, or an option has a value that cannot be.
+        """
         options = RoomOptions(
             history=history,
             history_age=history_age,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from starlette.convertors import IntegerConvertor, UUIDConvertor
 from starlette.routing import compile_path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .namespace import Signal
 
 F = TypeVar("F", bound=Callable[..., Any])
+Presence = Literal["full", "counts", "none"]
 Slow = Literal["disconnect", "drop", "conflate"]
 Recent = Callable[[Sequence[Publication]], list[Any]]
 Missed = Callable[[Sequence[Publication]], Sequence[Publication]]
@@ -43,7 +44,7 @@ class RoomOptions:
     history_age: float | None = None
     recent: int | None = None
     """Of these, how many a client gets on joining."""
-    presence: Literal["full", "counts", "none"] = "full"
+    presence: Presence = "full"
     """Whether members are listed and announced, only counted, or neither."""
     broadcast: bool = True
     """Whether members may `broadcast`."""
@@ -51,6 +52,15 @@ class RoomOptions:
     """What a member gets that reads too slowly: everything, until too much waits and it is closed
     with a code that makes it come back and recover (disconnect); everything that is kept, and what
     is not kept only while it keeps up (drop); of each event only the latest (conflate)."""
+
+    def __post_init__(self) -> None:
+        for name in ("history", "history_age", "recent"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigurationError(f"{name} must not be negative")
+        for name, known in (("presence", get_args(Presence)), ("slow", get_args(Slow))):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(f"{name} must be one of {', '.join(known)}")
 
 
 def event(name: str) -> Callable[[F], F]:

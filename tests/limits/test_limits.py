@@ -320,6 +320,23 @@ def test_what_cannot_work_is_refused_at_the_start(options: dict[str, Any]) -> No
         Options(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"history": -1}, "history must not be negative"),
+        ({"history_age": float("nan")}, "history_age must not be negative"),
+        ({"recent": -1}, "recent must not be negative"),
+        ({"presence": "all"}, "presence must be one of full, counts, none"),
+        ({"slow": "wait"}, "slow must be one of disconnect, drop, conflate"),
+    ],
+)
+def test_a_kind_of_room_that_cannot_be_is_refused_at_once(
+    options: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        make().room("r", **options)
+
+
 # Sizes
 
 

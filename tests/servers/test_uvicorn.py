@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
+from websockets.frames import Frame, Opcode
 
 from starlette_realtime import Happening, Member, RealtimeMiddleware, Session
 from starlette_realtime.servers.uvicorn import (
@@ -295,6 +296,32 @@ async def test_a_server_reads_only_so_far_ahead_of_a_busy_handler(serve: Serve) 
         await sending
         await client.settle(timeout=30)
         assert taken == 1000
+
+
+async def test_pings_between_messages_do_not_make_a_read_more_than_one(serve: Serve) -> None:
+    """Only so much of a read is handled before others get their turn."""
+    realtime = make_realtime()
+    protocols: list[RealtimeProtocol] = []
+
+    @realtime.event("here")
+    async def here(session: Session) -> None:
+        protocols.append(session.connection.scope["extensions"][EXTENSION])
+
+    async with NativeClient.open(serve(make_app(realtime), ws=FAST).ws(PATH)) as client:
+        await client.request("here")
+        reads: list[int] = []
+        take = protocols[0]._take
+
+        def counted(messages: Any) -> Any:
+            reads.append(len(messages))
+            return take(messages)
+
+        protocols[0]._take = counted
+        text, ping = b'{"type":"pong"}', b"?"
+        frames = [Frame(Opcode.TEXT, text), Frame(Opcode.PING, ping)] * 50
+        client.websocket.transport.write(b"".join(f.serialize(mask=True) for f in frames))
+        await until(lambda: sum(reads) == 50)
+        assert len(reads) == 1
 
 
 async def test_there_is_one_heartbeat(serve: Serve) -> None:
