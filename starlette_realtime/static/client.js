@@ -9,7 +9,7 @@
  * @import * as api from "./client.d.ts"
  */
 
-/** The newest first; a server of before selects the older. */
+/** The newest first: an older server selects the one it knows. */
 const SUBPROTOCOLS = ["realtime.v2", "realtime.v1"];
 const MAX_OBJECTS = 256; // in one frame, by the protocol
 const MAX_DEPTH = 64; // nesting levels of a frame, by the protocol
@@ -687,17 +687,18 @@ class Connection {
 
   /**
    * @param {string} line
-   * @param {Message} [before] the one that stands in front of it in its frame
-   * @returns {Message | undefined}
+   * @param {Message} [before] the one in front of it in its frame
+   * @returns {Message | undefined} what one behind it may continue, whatever its payload is like
    */
   #read(line, before) {
     let message;
     try {
-      message = decode(JSON.parse(line));
+      message = JSON.parse(line);
       if (isObject(message) && message.type === undefined && before) {
         const { type, ns, room, offset } = before;
         message = { type, ns, room, offset: offset && offset + 1, ...message };
       }
+      message = decode(message);
       if (typeof message?.type !== "string") throw new TypeError("a message has a type");
       if (!Number.isSafeInteger(message.offset ?? 0)) throw new TypeError("an offset is whole");
       for (const name of ["id", "ns", "room", "offset"]) {
@@ -705,7 +706,7 @@ class Connection {
       }
     } catch (error) {
       this.#on.malformed(error);
-      return undefined;
+      return message;
     }
     try {
       this.#on.message(message);

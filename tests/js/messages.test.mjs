@@ -332,6 +332,7 @@ test("an event without a type continues the one before it in its frame", async (
   const w = world();
   const client = await w.connected();
   const joined = await w.joined(client, { position: { epoch: "e", offset: 3 } });
+  const wrong = collect(client.lifecycle, "error");
   const events = [];
   for (const [source, type] of [[joined, "n"], [client, "m"]]) {
     source.on(type, (data, { room, offset }) => events.push([data, room, offset]));
@@ -349,13 +350,15 @@ test("an event without a type continues the one before it in its frame", async (
     [6, undefined, undefined],
   ]);
   assert.equal(joined.position.offset, 10);
+  // Whoever sent a payload that cannot be read takes nothing from what others sent.
+  await w.socket.raw('{"type":"m","data":{"$bytes":"%"}}\n{"data":6.5}');
+  assert.deepEqual(events.pop(), [6.5, undefined, undefined]);
   // Not over the frame's end, and not behind what is no message.
-  const wrong = collect(client.lifecycle, "error");
   await w.socket.raw('{"data":7}');
   await w.socket.raw('{"type":"m","data":8}\n{oops\n{"data":9}\n{"type":"m","data":10}');
   assert.deepEqual(
     wrong.map(({ code }) => code),
-    ["invalid_message", "invalid_message", "invalid_message"],
+    Array(4).fill("invalid_message"),
   );
   assert.deepEqual(events.slice(6), [
     [8, undefined, undefined],
