@@ -499,7 +499,7 @@ CASES: dict[str, Case] = {
             "one publisher, 500 receivers, 64 bytes; 1, 4 and 16 broadcasts in flight",
             Parameters(
                 peers=(
-                    *("realtime", "bun", "ws", "socketio", "sansio-loop"),
+                    *("realtime", "realtime-v1", "bun", "ws", "socketio", "sansio-loop"),
                     *("litestar", "python-socketio", "channels"),
                 ),
                 repeat=15,

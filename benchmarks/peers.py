@@ -89,6 +89,8 @@ NATIVE = Dialect(
     fill_steps=2,
 )
 
+NATIVE_V1 = replace(NATIVE, subprotocol="realtime.v1")
+
 SOCKETIO = Dialect(
     path="/socket.io/?EIO=4&transport=websocket",
     steps=(
@@ -156,7 +158,7 @@ PEERS: dict[str, Peer] = {
             "realtime-v1",
             "starlette-realtime, clients of `realtime.v1`",
             _uvicorn("realtime_app", *PROTOCOL_CLASS),
-            replace(NATIVE, subprotocol="realtime.v1"),
+            NATIVE_V1,
         ),
         Peer(
             "realtime-uvloop",
@@ -168,13 +170,13 @@ PEERS: dict[str, Peer] = {
             "realtime-unmodified",
             "starlette-realtime, unmodified uvicorn",
             _uvicorn("realtime_app", *SANSIO),
-            NATIVE,
+            NATIVE_V1,
         ),
         Peer(
             "realtime-uvicorn",
             "starlette-realtime, uvicorn, a middleware around `send`",
             _uvicorn("realtime_app", *SANSIO),
-            NATIVE,
+            NATIVE_V1,
             environment={"BENCH_PLAIN": "1"},
             deflate={"BENCH_PLAIN": "1"},
         ),
@@ -182,9 +184,11 @@ PEERS: dict[str, Peer] = {
             "realtime-hypercorn",
             "starlette-realtime, hypercorn",
             _hypercorn("realtime_app"),
-            NATIVE,
+            NATIVE_V1,
         ),
-        Peer("realtime-granian", "starlette-realtime, granian", _granian("realtime_app"), NATIVE),
+        Peer(
+            "realtime-granian", "starlette-realtime, granian", _granian("realtime_app"), NATIVE_V1
+        ),
         Peer(
             "python-socketio",
             "python-socketio on uvicorn",
