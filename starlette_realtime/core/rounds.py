@@ -9,15 +9,23 @@ each connection, where it would otherwise cost a round of its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
-from .turns import Soon
+from .turns import Later, Soon
 
 FEW = 64
 """Connections that send at the same time, while messages gather."""
+SHARED = FEW // 2
+"""Connections whose sends are waited for in one callback."""
 LATE = 0.002
 """Seconds after which nobody waits any longer for those that send."""
+
+
+class Awaited(Protocol):
+    """A future."""
+
+    def add_done_callback(self, callback: Any, /) -> object: ...
 
 
 class Sender(Protocol):
@@ -28,8 +36,18 @@ class Sender(Protocol):
     stopped: bool
     """Whether it sends nothing more; it need not leave then, unless it was its turn."""
 
-    def begin(self) -> None:
-        """Take what waits now, and send it."""
+    @property
+    def awaited(self) -> Awaited | None:
+        """What a send waits for that `go_on` is to go on with."""
+
+    def begin(self) -> bool:
+        """Take what waits now, and send it. Return whether there is something `awaited`."""
+
+    def go_on(self) -> bool:
+        """Go on, if what was `awaited` is done. Return whether something is."""
+
+    def hand_over(self) -> None:
+        """Go on without being called, when what is `awaited` is done."""
 
 
 class Rounds:
@@ -41,12 +59,17 @@ class Rounds:
     gathers, as when each message waits for the one before it, more and more are let begin at a
     time, since waiting for them would only cost turns of the loop.
 
+    Where a send waits for a future, as with a server that has a thread for it, a few share one
+    callback: when the last one's is done, all are asked whether theirs are. Each would else cost a
+    change of thread, or a turn of the loop, of its own. Who is late, by `LATE` to twice that, is
+    asked no more and goes on by itself.
+
     Args:
         soon: how to be called when the turn of the event loop is over.
         later: calls a function after a delay (seconds).
     """
 
-    def __init__(self, soon: Soon, later: Callable[[float, Callable[[], object]], object]) -> None:
+    def __init__(self, soon: Soon, later: Later) -> None:
         # Set by a sender that has put several chunks into one.
         self.gathered = False
         self._soon = soon
@@ -59,6 +82,9 @@ class Rounds:
         self._scheduled = False
         self._watched = False
         self._moved = False
+        # Those whose sends wait: since `_hand_over` was to be called, and before that.
+        self._young: list[list[Sender]] = []
+        self._old: list[list[Sender]] = []
 
     def enter(self, sender: Sender) -> None:
         """Let `sender`, which does not stand in line, begin when it is its turn."""
@@ -105,9 +131,35 @@ class Rounds:
 
     def _begin(self) -> None:
         senders, self._next = self._next, []
-        for sender in senders:
-            if not sender.stopped:
-                sender.begin()
+        waiting = [sender for sender in senders if not sender.stopped and sender.begin()]
+        for first in range(0, len(waiting), SHARED):
+            self._wait(waiting[first : first + SHARED])
+
+    def _wait(self, senders: list[Sender]) -> None:
+        """See to it that all go on when the last one's send is done."""
+        awaited = senders[-1].awaited
+        assert awaited is not None
+        if len(senders) > 1:
+            if not self._young and not self._old:
+                self._later(LATE, self._hand_over)
+            self._young.append(senders)
+        awaited.add_done_callback(partial(self._go_on_with, senders))
+
+    def _go_on_with(self, senders: list[Sender], _: object) -> None:
+        waiting = [sender for sender in senders if sender.go_on()]
+        senders.clear()
+        if waiting:
+            self._wait(waiting)
+
+    def _hand_over(self) -> None:
+        old, self._old, self._young = self._old, self._young, []
+        for senders in old:
+            for sender in senders:
+                if sender.go_on():
+                    sender.hand_over()
+            senders.clear()
+        if self._old:
+            self._later(LATE, self._hand_over)
 
     def _watch(self) -> None:
         self._watched = False

@@ -16,6 +16,7 @@ import anyio.lowlevel
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 Soon = Callable[[Callable[[], object]], object]
+Later = Callable[[float, Callable[[], object]], object]
 
 
 def soon() -> Soon:
@@ -88,8 +89,21 @@ class Deadlines:
             scope.deadline = deadline
 
 
+def later(otherwise: Later) -> Later:
+    """Return the running loop's own way to call a function after a delay (seconds), or, if it has
+    none, another one."""
+    try:
+        return asyncio.get_running_loop().call_later
+    except RuntimeError:
+        return otherwise
+
+
 class Bell(Protocol):
     """Wakes one task, any number of times. Rung while nobody waits, it wakes the next one to."""
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a task waits that neither the bell nor anything else has woken."""
 
     def ring(self) -> None: ...
     def wait(self) -> Awaitable[object]: ...
@@ -111,6 +125,10 @@ class _FutureBell:
         self._rung = False
         self._waiter: asyncio.Future[None] | None = None
 
+    @property
+    def awaited(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
     def ring(self) -> None:
         waiter = self._waiter
         if waiter is None or waiter.done():
@@ -129,16 +147,25 @@ class _FutureBell:
 
 
 class _EventBell:
-    __slots__ = ("_event",)
+    __slots__ = ("_event", "_waiting")
 
     def __init__(self) -> None:
         self._event = anyio.Event()
+        self._waiting = False
+
+    @property
+    def awaited(self) -> bool:
+        return self._waiting and not self._event.is_set()
 
     def ring(self) -> None:
         self._event.set()
 
     async def wait(self) -> None:
-        await self._event.wait()
+        self._waiting = True
+        try:
+            await self._event.wait()
+        finally:
+            self._waiting = False
         self._event = anyio.Event()
 
 
@@ -161,7 +188,7 @@ class Starter:
     for instance, gets the one that goes on.
     """
 
-    __slots__ = ("_awaited", "_context", "_error", "_loop", "_own", "_task", "_work")
+    __slots__ = ("_context", "_error", "_loop", "_own", "_task", "_work", "_yielded", "awaited")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context | None = None) -> None:
         self._loop = loop
@@ -171,26 +198,39 @@ class Starter:
         self._context = copy_context() if context is None else context
         # What has begun, and what it waits for; or what it has raised.
         self._work: Coroutine[Any, Any, None] | None = None
-        self._awaited: Any = None
+        self._yielded: Any = None
+        # What it waits for, if that is a future, to be asked.
+        self.awaited: asyncio.Future[Any] | None = None
         self._error: BaseException | None = None
 
     def start(self, work: Coroutine[Any, Any, None]) -> bool:
         """Begin `work`, in a callback of the loop, while the task is in `attend`. Return whether it
-        has come to its end: if not, see to it that what `attend` waits for does."""
+        has come to its end: if not, see to it that what `attend` waits for does, now or, where it
+        is `awaited`, instead of calling `go_on`."""
+        self.awaited = None
         _enter_task(self._loop, self._task)
         try:
-            self._awaited = awaited = self._context.run(work.send, None)
+            self._yielded = awaited = self._context.run(work.send, None)
             self._work = work
             if asyncio.isfuture(awaited):
                 # To others who wait for it this one would look like a mistake until the task does.
                 awaited._asyncio_future_blocking = False
+                self.awaited = awaited
         except StopIteration:
+            self._work = None
             return True
         except BaseException as error:
+            self._work = None
             self._error = error
         finally:
             _leave_task(self._loop, self._task)
         return False
+
+    def go_on(self) -> bool:
+        """Go on with what has begun, in a callback of the loop, while the task is in `attend` and
+        nothing has woken it, once `awaited` is done. Returns as `start`."""
+        assert self._work is not None
+        return self.start(self._work)
 
     async def attend(self, waiting: Awaitable[Answer]) -> Answer | None:
         """Await `waiting`, go on with what has begun meanwhile and had to wait, to its end, and
@@ -210,7 +250,7 @@ class Starter:
                 if self._work is not None:
                     await self._go_on(self._work)
         finally:
-            self._work = self._awaited = self._error = None
+            self._work = self._yielded = self._error = self.awaited = None
         return answer
 
     @coroutine
@@ -221,7 +261,7 @@ class Starter:
     ) -> Generator[Any, Any, None]:
         # The task runs in its own context already.
         run = _call if self._own else self._context.run
-        awaited = self._awaited
+        awaited = self._yielded
         try:
             # A task that is cancelled cancels what it waits for, which this one could not do yet.
             if cancelled is not None and not (

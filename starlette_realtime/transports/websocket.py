@@ -22,10 +22,10 @@ from ..auth.origin import OriginPolicy
 from ..core.engine import Engine
 from ..core.lobby import Introduction
 from ..core.outbox import Chunk, Outbox
-from ..core.rounds import Rounds
+from ..core.rounds import Awaited, Rounds
 from ..core.runtime import Runtime
 from ..core.session import Connection
-from ..core.turns import Starter, bell, current_task, soon, starter
+from ..core.turns import Starter, bell, current_task, later, soon, starter
 from ..errors import (
     AuthenticationRequired,
     BrokerUnavailable,
@@ -52,7 +52,8 @@ TURN = 32
 PONGS = ('{"type":"pong"}', '{"type": "pong"}')
 """As clients write it in JavaScript, and in Python."""
 WAITING = 1000
-"""Sends after one that had to wait for the server, until it is tried whether they still have to."""
+"""Sends after one that had to wait for a turn of the event loop, until it is tried whether they
+still have to."""
 CLOSE_TIMEOUT = 2.0
 """Seconds a socket that takes nothing gets for our close frame."""
 _BEGUN: Message = {"type": "realtime.begun"}
@@ -618,6 +619,8 @@ class _Pump:
         self._starter: Starter | None = None
         # Whether `begin` starts to send, instead of waking the task to do so.
         self._starts = False
+        # Whether a send has waited for something that is no future, and cannot be asked.
+        self._turns = False
         self._outbox: Outbox
         # Whether it neither sends nor stands in line to do so. It can't before its task runs.
         self._idle = False
@@ -631,9 +634,38 @@ class _Pump:
             self._idle = False
             self._rounds.enter(self)
 
-    def begin(self) -> None:
-        if not (self._starts and self._starter is not None and self._starter.start(self._write())):
+    @property
+    def awaited(self) -> Awaited | None:
+        return None if self._starter is None else self._starter.awaited
+
+    def begin(self) -> bool:
+        if not self._starts or self._starter is None:
             self._bell.ring()
+            return False
+        # Else the task has been cancelled, and ends.
+        return (
+            self._bell.awaited
+            and not self._starter.start(self._write())
+            and self._waits(self._starter)
+        )
+
+    def go_on(self) -> bool:
+        starter = self._starter
+        if starter is None or starter.awaited is None or not self._bell.awaited:
+            # The task has been cancelled, and what has begun with it; perhaps it is over already.
+            return False
+        return not starter.awaited.done() or (not starter.go_on() and self._waits(starter))
+
+    def _waits(self, starter: Starter) -> bool:
+        """Whether what has begun is to be gone on with here, and not in the task."""
+        if starter.awaited is not None:
+            return True
+        self._turns = True
+        self._bell.ring()
+        return False
+
+    def hand_over(self) -> None:
+        self._bell.ring()
 
     async def run(self, outbox: Outbox) -> None:
         """Write until `stop`."""
@@ -647,7 +679,10 @@ class _Pump:
                         self._starts = True
                         await self._starter.attend(self._bell.wait())
                         self._starts = False
-                    # Where a `send` has waited, the next ones will: the task begins them itself.
+                        if not self._turns:
+                            continue
+                        self._turns = False
+                    # Where a `send` has taken turns, the next ones will: the task begins them.
                     for _ in range(WAITING):
                         await self._bell.wait()
                         await self._write()
@@ -704,7 +739,7 @@ class WebSocketDoor:
         self.runtime = runtime
         self.engines = engines
         self.origins = origins
-        self.rounds = Rounds(soon(), runtime.timers.call_later)
+        self.rounds = Rounds(soon(), later(runtime.timers.call_later))
         # One for all connections.
         self.stop = runtime.stop
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from starlette_realtime.core.rounds import FEW, LATE, Rounds
+from starlette_realtime.core.rounds import FEW, LATE, SHARED, Rounds
 
 
 class Loop:
@@ -39,6 +39,15 @@ class Loop:
     def senders(self, count: int) -> list[Sender]:
         return [Sender(self) for _ in range(count)]
 
+    def send(self, senders: list[Sender]) -> None:
+        """Let a server have sent, and tell whoever waits for it."""
+        for sender in senders:
+            sender.sent = True
+        for sender in senders:
+            callbacks, sender.callbacks = sender.callbacks, []
+            for callback in callbacks:
+                callback(sender)
+
     def enter(self, senders: list[Sender]) -> None:
         for sender in senders:
             self.rounds.enter(sender)
@@ -52,10 +61,36 @@ class Sender:
     def __init__(self, loop: Loop) -> None:
         self.generation = 0
         self.stopped = False
+        # One whose sends are to be waited for here.
+        self.waits = False
+        self.sent = False
+        self.ended = 0
+        self.handed_over = 0
+        self.callbacks: list[Callable[[object], object]] = []
         self._loop = loop
 
-    def begin(self) -> None:
+    @property
+    def awaited(self) -> Sender:
+        return self
+
+    def add_done_callback(self, callback: Callable[[object], object]) -> None:
+        self.callbacks.append(callback)
+
+    def begin(self) -> bool:
         self._loop.began.append(self)
+        return self.waits
+
+    def go_on(self) -> bool:
+        if not self.waits or not self.sent:
+            return self.waits
+        self.waits = False
+        self.ended += 1
+        self._loop.rounds.leave(self)
+        return False
+
+    def hand_over(self) -> None:
+        self.waits = False
+        self.handed_over += 1
 
 
 def gathering(senders: int) -> tuple[Loop, list[Sender]]:
@@ -137,3 +172,53 @@ def test_who_has_stopped_is_passed_over_and_takes_no_place() -> None:
         sender.stopped = True
         loop.rounds.leave(sender)
     assert loop.turn() == everyone[FEW:]
+
+
+def waiting(count: int) -> tuple[Loop, list[Sender]]:
+    loop = Loop()
+    everyone = loop.senders(count)
+    for sender in everyone:
+        sender.waits = True
+    loop.enter(everyone)
+    assert loop.turn() == everyone
+    return loop, everyone
+
+
+def test_sends_that_wait_are_gone_on_with_together() -> None:
+    loop, everyone = waiting(SHARED * 2)
+    assert sum(len(sender.callbacks) for sender in everyone) == 2
+    loop.send(everyone)
+    assert [sender.ended for sender in everyone] == [1] * len(everyone)
+    for _ in range(2):
+        loop.wait()
+    assert not loop.later
+    assert not any(sender.handed_over for sender in everyone)
+
+
+def test_in_whatever_order_sends_end_all_are_gone_on_with() -> None:
+    loop, everyone = waiting(SHARED)
+    for number in (SHARED - 1, *range(0, SHARED - 1, 2), *range(1, SHARED - 1, 2)):
+        loop.send([everyone[number]])
+    assert [sender.ended for sender in everyone] == [1] * len(everyone)
+
+
+def test_who_is_late_goes_on_by_itself_and_holds_nobody() -> None:
+    loop, everyone = waiting(SHARED)
+    *others, last = everyone
+    loop.send(others)
+    assert not any(sender.ended for sender in others)
+    for _ in range(2):
+        loop.wait()
+    assert all(sender.ended for sender in others)
+    assert (last.ended, last.handed_over) == (0, 1)
+    # It comes to an end after all, as far as it is concerned itself.
+    loop.send([last])
+    assert (last.ended, last.handed_over) == (0, 1)
+    assert not loop.later
+
+
+def test_one_alone_is_waited_for_without_a_timer() -> None:
+    loop, (one,) = waiting(1)
+    assert not loop.later
+    loop.send([one])
+    assert one.ended == 1

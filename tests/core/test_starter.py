@@ -34,7 +34,10 @@ class Worker:
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         if not self.starter.start(work):
-            self._wake.set_result(None)
+            self.wake()
+
+    def wake(self) -> None:
+        self._wake.set_result(None)
 
 
 async def in_a_callback(worker: Worker, work: Coroutine[Any, Any, None]) -> None:
@@ -146,3 +149,68 @@ async def test_what_work_raises_the_task_raises(waits: bool) -> None:
         await in_a_callback(worker, work())
         with pytest.raises(OSError, match="away"):
             await task
+
+
+async def test_who_asks_what_work_waits_for_goes_on_with_it_without_waking_the_task() -> None:
+    loop = asyncio.get_running_loop()
+    waits: list[asyncio.Future[str]] = [loop.create_future() for _ in range(2)]
+    seen: list[object] = []
+
+    async def work() -> None:
+        for wait in waits:
+            seen.append(await wait)
+            seen.append(asyncio.current_task())
+        raise OSError("away")
+
+    async with started() as (worker, task):
+        starter = worker.starter
+
+        def start() -> None:
+            assert not starter.start(work())
+            assert starter.awaited is waits[0]
+            waits[0].set_result("one")
+            assert not starter.go_on()
+            assert starter.awaited is waits[1]
+
+        loop.call_soon(start)
+        await until(lambda: seen == ["one", task])
+        waits[1].set_result("two")
+
+        def end() -> None:
+            assert not starter.go_on()
+            assert starter.awaited is None
+            worker.wake()
+
+        loop.call_soon(end)
+        with pytest.raises(OSError, match="away"):
+            await task
+        assert seen == ["one", task, "two", task]
+
+
+async def test_work_that_is_asked_about_is_the_tasks_when_that_is_woken_or_cancelled() -> None:
+    loop = asyncio.get_running_loop()
+    ended: list[str] = []
+
+    async def work(wait: asyncio.Future[None]) -> None:
+        try:
+            await wait
+            ended.append("sent")
+        except asyncio.CancelledError:
+            ended.append("given up")
+            raise
+
+    async with started() as (worker, task):
+        wait = loop.create_future()
+        loop.call_soon(worker.starter.start, work(wait))
+        loop.call_soon(worker.wake)
+        await checkpoint()
+        loop.call_soon(wait.set_result, None)
+        await until(lambda: ended == ["sent"])
+        wait = loop.create_future()
+        loop.call_soon(worker.starter.start, work(wait))
+        await checkpoint()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == ["sent", "given up"]
+        assert wait.cancelled()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from starlette_realtime.core.turns import Deadlines, OncePerTurn, soon
+from starlette_realtime.core.turns import Deadlines, OncePerTurn, bell, later, soon
 from tests.support.loops import both_loops
 
 pytestmark = [pytest.mark.anyio, both_loops]
@@ -91,6 +93,53 @@ async def test_soon_is_after_this_turn() -> None:
     with anyio.fail_after(5):
         while not called:
             await checkpoint()
+
+
+async def test_later_is_after_a_delay() -> None:
+    called = anyio.Event()
+
+    async def spare(seconds: float, call: Callable[[], object]) -> None:
+        await anyio.sleep(seconds)
+        call()
+
+    async with anyio.create_task_group() as tasks:
+        began = anyio.current_time()
+        # asyncio's own, or the one that is given.
+        later(lambda seconds, call: tasks.start_soon(spare, seconds, call))(0.01, called.set)
+        with anyio.fail_after(5):
+            await called.wait()
+        assert anyio.current_time() - began >= 0.009
+
+
+async def test_a_bell_says_whether_somebody_waits_whom_nothing_has_woken() -> None:
+    rung = bell()
+    woken: list[int] = []
+
+    async def wait() -> None:
+        await rung.wait()
+        woken.append(1)
+
+    assert not rung.awaited
+    for number in (1, 2):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            with anyio.fail_after(5):
+                while not rung.awaited:
+                    await checkpoint()
+            rung.ring()
+            assert not rung.awaited
+        assert len(woken) == number
+    # Rung while nobody waits, it wakes the next one to.
+    rung.ring()
+    assert not rung.awaited
+    await wait()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await checkpoint()
+        tasks.cancel_scope.cancel()
+        await checkpoint()
+    assert not rung.awaited
+    assert len(woken) == 3
 
 
 async def test_a_read_that_fails_leaves_the_next_one_alone() -> None:
