@@ -40,24 +40,27 @@ class Group(dict[Outbox, Receiver]):
 
     def add(self, outbox: Outbox, receiver: Receiver) -> None:
         self[outbox] = receiver
-        if outbox.descriptor < 0:
-            return
-        outbox.groups.append(self)
         if self._places is not None:
-            self.enter_fast(outbox)
+            self._follow(outbox)
         elif len(self) >= FAST_FROM:
             self._places = {}
             self._ready = []
             self._descriptors = array("i")
             for each in self:
-                self.enter_fast(each)
+                self._follow(each)
+
+    def _follow(self, outbox: Outbox) -> None:
+        """Let a member's outbox tell whether it is ready."""
+        if outbox.descriptor >= 0:
+            outbox.groups = [*(outbox.groups or ()), self]
+            self.enter_fast(outbox)
 
     def remove(self, outbox: Outbox) -> bool:
         """Return whether `outbox` was in the group."""
         if self.pop(outbox, None) is None:
             return False
-        if outbox.descriptor >= 0:
-            outbox.groups.remove(self)
+        if self._places is not None and outbox.descriptor >= 0:
+            outbox.groups = [group for group in outbox.groups or () if group is not self] or None
             self.leave_fast(outbox)
         return True
 

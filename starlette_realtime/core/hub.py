@@ -214,7 +214,8 @@ class Hub:
 
     def remove(self, channel: Channel, receiver: Receiver) -> None:
         """End a membership, or a joining that failed."""
-        self._stop_joining(channel, receiver)
+        if channel.joining is not None:
+            self._stop_joining(channel, receiver)
         if channel.ahead is not None:
             channel.ahead.pop(receiver, None)
         group = channel.groups.get(receiver.outbox.wire)

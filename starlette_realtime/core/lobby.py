@@ -29,7 +29,7 @@ from .hub import Channel
 from .namespace import ConnectionContext, Happening, Signal
 from .outbox import Hello
 from .session import Connection, Session
-from .timers import Timer
+from .timers import Countdowns
 from .turns import Locks
 
 if TYPE_CHECKING:
@@ -72,8 +72,14 @@ class Lobby:
         self.options = engine.options
         self.hub = engine.hub
         self.namespace = engine.namespace
-        # Sessions without a connection, and what ends each of them.
-        self._detached: dict[str, tuple[Session, Timer]] = {}
+        # Sessions without a connection, by their ids, until each one's resume window is over.
+        self._detached: dict[str, Session] = {}
+        self._windows = Countdowns(
+            self.runtime.timers, self.options.resume_window, self._window_is_over
+        )
+        # What clients are told of their heartbeat, in milliseconds.
+        self._ping_interval = int(self.options.ping_interval * 1000)
+        self._ping_timeout = int(self.options.ping_timeout * 1000)
         # Sessions that are just now being taken off a connection or put onto one.
         self._moving = Locks()
 
@@ -179,17 +185,16 @@ class Lobby:
             await self._forget_record(session)
 
     def _greet(self, session: Session, resumed: bool) -> None:
-        options = self.options
         hello = Hello(
             session_id=session.id,
             client_id=session.client_id,
             user_id=session.user_id,
             server_time=int(time.time() * 1000),
-            ping_interval=int(options.ping_interval * 1000),
-            ping_timeout=int(options.ping_timeout * 1000),
-            max_payload=options.max_payload,
+            ping_interval=self._ping_interval,
+            ping_timeout=self._ping_timeout,
+            max_payload=self.options.max_payload,
             resume=self._sign(session.id, session.generation, session.user_id)
-            if options.resume_window
+            if self.options.resume_window
             else "",
             resumed=resumed,
         )
@@ -270,8 +275,8 @@ class Lobby:
         kept = self._detached.pop(id, None)
         here = self.hub.sessions.get(id)
         if kept is not None:
-            session, timer = kept
-            timer.cancel()
+            session = kept
+            self._windows.stop(id)
         elif isinstance(here, Session):
             # The old connection has not noticed yet that it is dead, or it is not.
             session = here
@@ -296,7 +301,7 @@ class Lobby:
 
     def _generation_here(self, id: str) -> int:
         """Return which generation of a session this process had last; -1 for none."""
-        found = self._detached[id][0] if id in self._detached else self.hub.sessions.get(id)
+        found = self._detached.get(id) or self.hub.sessions.get(id)
         return found.generation if isinstance(found, Session) else -1
 
     @property
@@ -456,22 +461,20 @@ class Lobby:
 
     def _keep(self, session: Session) -> None:
         self._end_kept(session.id)
-        timer = self.runtime.timers.call_later(
-            self.options.resume_window, self._window_is_over, session
-        )
-        self._detached[session.id] = (session, timer)
+        self._detached[session.id] = session
+        self._windows.start(session.id)
         while len(self._detached) > MAX_DETACHED:
-            self._end_kept(next(iter(self._detached)))
+            self._end_kept(self._windows.oldest)
 
     def _end_kept(self, id: str) -> None:
         """End what is kept of a session, if anything is."""
-        kept, timer = self._detached.pop(id, (None, None))
-        if kept is not None and timer is not None:
-            timer.cancel()
+        kept = self._detached.pop(id, None)
+        if kept is not None:
+            self._windows.stop(id)
             self._end(kept)
 
-    def _window_is_over(self, session: Session) -> None:
-        del self._detached[session.id]
+    def _window_is_over(self, id: str) -> None:
+        session = self._detached.pop(id)
         if session.moved and session.requests:
             # It is asked elsewhere, until these have ended.
             self._keep(session)
@@ -495,8 +498,7 @@ class Lobby:
 
     def ended_elsewhere(self, session: Session) -> None:
         """The session, which is not here, has ended for good."""
-        kept, _ = self._detached.get(session.id, (None, None))
-        if kept is session:
+        if self._detached.get(session.id) is session:
             session.elsewhere = 0
             self._end_kept(session.id)
         else:
@@ -512,8 +514,9 @@ class Lobby:
         """
         if not session.moved or self.runtime.stopping:
             raise Disconnected("the session has ended")
-        if session.id in self._detached:
-            return self._detached[session.id][0]
+        kept = self._detached.get(session.id)
+        if kept is not None:
+            return kept
         here = self.hub.sessions.get(session.id)
         if isinstance(here, Session) and here is not session:
             return here
@@ -523,7 +526,7 @@ class Lobby:
 
     def stop(self) -> None:
         """No session comes back to this process any more."""
-        for session, _ in self._detached.values():
+        for session in self._detached.values():
             self.engine.questions.end(session)
 
     def _own_channels(self, session: Session) -> list[str]:

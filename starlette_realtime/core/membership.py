@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import anyio
 import msgspec
@@ -32,6 +33,7 @@ from .room import Room
 from .router import RoomType
 from .runtime import Read
 from .session import Member, Session
+from .timers import Countdowns
 from .turns import Locks
 
 if TYPE_CHECKING:
@@ -69,8 +71,14 @@ class Membership:
         self.hub = engine.hub
         self.presence = engine.presence
         self.namespace = engine.namespace
+        # Rooms that somebody here is in, by name: who comes next shares what was made of the name.
+        self._rooms: WeakValueDictionary[str, Room] = WeakValueDictionary()
         # What is under way of a session in a room.
         self._moving = Locks()
+        # Memberships whose connection is lost, until each one's grace period is over.
+        self._graces = Countdowns(
+            self.runtime.timers, self.options.presence_grace, self._linger_is_over
+        )
 
     async def join(
         self,
@@ -105,12 +113,14 @@ class Membership:
 
     async def _candidate(self, session: Session, name: str) -> Member:
         """Return what may become a member."""
-        room_type, params = self.namespace.router.match(name)
+        room = self._rooms.get(name)
+        if room is None:
+            room_type, params = self.namespace.router.match(name)
+            room = self._rooms[name] = Room(self.engine, name, room_type, params)
         if 0 < self.options.max_rooms <= len(session.memberships):
             raise LimitExceeded(f"Limit exceeded: at most {self.options.max_rooms} rooms")
-        room = Room(self.engine, name, room_type, params)
         channel = self.hub.channels.get(room.channel) or Channel(room.channel, self.ns, name)
-        member = Member(session, room, room_type, channel, params)
+        member = Member(session, room, room.type, channel, room.params)
         await self._authorize(member)
         return member
 
@@ -157,7 +167,10 @@ class Membership:
             await self._abandon(member)
             return False
         lingered = session.stop_lingering(name)
-        return new and not lingered
+        if lingered is None:
+            return new
+        self._graces.stop(lingered)
+        return False
 
     async def _wait_for_room_in(self, outbox: Outbox) -> None:
         """Let a client take what it has recovered before it recovers more."""
@@ -435,7 +448,8 @@ class Membership:
         grace = self.options.presence_grace
         for member in members:
             self.detach(member)
-            member.session.linger(member, grace, self._linger_is_over)
+            member.session.linger(member)
+            self._graces.start(member)
         leases = [(m.channel.name, m.session.id) for m in members if self._is_present(m)]
         try:
             await self.presence.renew(leases, grace)
@@ -443,7 +457,9 @@ class Membership:
             logger.warning("presence must wait for the backend")
 
     def _linger_is_over(self, member: Member) -> None:
-        self.runtime.tasks.start_soon(self.tell_left, member)
+        seen = member.session.stop_lingering(member.room.name) is not None
+        if seen and (member.room_type.leavers or self.namespace.observed("room-left")):
+            self.runtime.tasks.start_soon(self.tell_left, member)
 
     def _is_present(self, member: Member) -> bool:
         return member.session.user is not None and member.room_type.options.presence != "none"

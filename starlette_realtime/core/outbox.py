@@ -140,13 +140,14 @@ class Outbox:
         # The socket's descriptor, where bytes may be written to it while `direct` is set; the door
         # calls `stall` or `close` before that ends.
         self.descriptor = descriptor
-        self.groups: list[Group] = []
+        # Those that have it among their fast ones, or would if it were ready.
+        self.groups: list[Group] | None = None
         self.congested = False
         self.closed = False
         self.size = 0
         self.dropped = 0
         self._wake = wake
-        self._overflow = overflow
+        self._overflow: Callable[[], object] | None = overflow
         # What waits, oldest first; others may see whether anything does. Mostly nothing ever does.
         self.queue: list[Chunk | _Keyed] | tuple[Chunk | _Keyed, ...] = ()
         self._keys: dict[str, _Keyed] | None = None
@@ -172,8 +173,10 @@ class Outbox:
         if size > self.soft:
             self.congested = True
             if size > self.limit and size - len(self._first()) > self.limit:
+                overflow = self._overflow
                 self.close()
-                self._overflow()
+                if overflow is not None:
+                    overflow()
                 return
         if self._wake is not None:
             self._wake()
@@ -212,7 +215,7 @@ class Outbox:
     def _stop(self) -> None:
         if self.direct is not None:
             self.direct = None
-            for group in self.groups:
+            for group in self.groups or ():
                 group.leave_fast(self)
 
     def take(self) -> list[Chunk]:
@@ -251,14 +254,14 @@ class Outbox:
         self.congested = False
         if self.direct is None:
             self.direct = write
-            for group in self.groups:
+            for group in self.groups or ():
                 group.enter_fast(self)
 
     def close(self) -> None:
         """Take nothing more and forget what waits."""
         self.closed = True
         self._stop()
-        self.write = self._wake = None
+        self.write = self._wake = self._overflow = None
         self.queue = ()
         self._keys = None
         self.size = 0

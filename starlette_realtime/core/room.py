@@ -27,7 +27,7 @@ class Room:
         params: the path parameters of its pattern, converted.
     """
 
-    __slots__ = ("_engine", "channel", "name", "params", "type")
+    __slots__ = ("__weakref__", "_engine", "channel", "name", "params", "type")
 
     def __init__(
         self, engine: Engine, name: str, room_type: RoomType, params: Mapping[str, Any]

@@ -16,7 +16,6 @@ import anyio
 import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
 
 from ..auth.base import AuthBackend
 from ..brokers.base import Broker, HistoryBroker
@@ -39,6 +38,9 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 logger = logging.getLogger("starlette_realtime")
+
+RELEASE = 0.05
+"""Seconds in which all channels that are let go of are gathered for one request to the broker."""
 
 
 class Stores(msgspec.Struct, frozen=True):
@@ -169,16 +171,15 @@ class Runtime:
             self._released[channel] = None
             if not self._releasing:
                 self._releasing = True
-                self.spawn(self._unsubscribe_released)
+                self.later(RELEASE, self._unsubscribe_released)
 
     async def _unsubscribe_released(self) -> None:
         try:
             while self._released:
-                # All that one turn lets go of is one request to the broker.
-                await checkpoint()
                 released, self._released = list(self._released), {}
                 for channel in released:
-                    await self._changing.wait(channel.name)
+                    if channel.name in self._changing:
+                        await self._changing.wait(channel.name)
                 gone = [
                     channel
                     for channel in released

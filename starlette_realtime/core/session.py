@@ -8,7 +8,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -160,7 +160,7 @@ class Session:
         self.user = user
         self.memberships: dict[str, Member] = {}
         # Rooms that have not been told yet that the connection is lost.
-        self.lingering: dict[str, tuple[Member, Timer]] | None = None
+        self.lingering: dict[str, Member] | None = None
         # Channels that are no rooms: those it is present in, and those it hears.
         self.held: dict[str, tuple[Draft | None, Draft | None]] | None = None
         self.listening: set[str] | None = None
@@ -338,25 +338,20 @@ class Session:
         await self.engine.rooms.leave(self, room)
         self.engine.hub.push(self, self.outbox.wire.left(self.namespace, room, None, reason))
 
-    def linger(self, member: Member, grace: float, over: Callable[[Member], object]) -> None:
-        """Remember a membership whose connection is lost; call `over` if it does not come back
-        within `grace` seconds."""
+    def linger(self, member: Member) -> None:
+        """Remember a membership whose connection is lost."""
         if self.lingering is None:
             self.lingering = {}
-        timer = self.engine.runtime.timers.call_later(grace, self._linger_is_over, member, over)
-        self.lingering[member.room.name] = (member, timer)
+        self.lingering[member.room.name] = member
 
-    def _linger_is_over(self, member: Member, over: Callable[[Member], object]) -> None:
-        if self.lingering is not None and self.lingering.pop(member.room.name, None) is not None:
-            over(member)
-
-    def stop_lingering(self, room: str) -> bool:
-        """The session is back in `room`; return whether the room never saw it gone."""
-        found = self.lingering.pop(room, None) if self.lingering else None
-        if found is None:
-            return False
-        found[1].cancel()
-        return True
+    def stop_lingering(self, room: str) -> Member | None:
+        """Return the membership that was remembered, if one was, and forget it."""
+        if self.lingering is None:
+            return None
+        found = self.lingering.pop(room, None)
+        if not self.lingering:
+            self.lingering = None
+        return found
 
     def disconnect(self, code: int = CloseCode.KICKED, reason: str = "") -> None:
         """Close this client's connection."""

@@ -270,6 +270,9 @@ class Starter:
                 awaited = run(work.throw, cancelled)
             elif asyncio.isfuture(awaited):
                 awaited._asyncio_future_blocking = True
+            elif awaited is None:
+                # It waits for the next turn, which this one is: to wake the task has taken one.
+                awaited = run(work.send, None)
             while True:
                 try:
                     value = yield awaited

@@ -13,7 +13,8 @@ import logging
 import random
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from enum import Enum
 from http import HTTPStatus
@@ -97,55 +98,6 @@ class State(Enum):
 _NEW, _ASKED, _DENYING, _OPEN, _CLOSING, _OVER = State
 
 
-class _Arrivals:
-    """What arrived and the application has not taken: messages, and ASGI's words for the rest.
-
-    As much of `asyncio.Queue` as is needed: one of these takes 200 bytes where a queue with its
-    locks takes 3 KB.
-    """
-
-    __slots__ = ("_loop", "_newer", "_older", "_waiter", "size")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        # The next one stands last in `_older`; when that is empty, `_newer` takes its place.
-        self._older: list[Arrival] = []
-        self._newer: list[Arrival] = []
-        self._waiter: asyncio.Future[None] | None = None
-        self.size = 0
-
-    def put(self, arrival: Arrival) -> None:
-        self._newer.append(arrival)
-        # An empty message takes room as well.
-        self.size += 100 + len(arrival)
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def get(self, emptied: Callable[[], object]) -> Message:
-        """Return the oldest, when there is one; call `emptied` if it was the last. For one caller
-        at a time."""
-        if not self._older:
-            while not self._newer:
-                self._waiter = self._loop.create_future()
-                try:
-                    await self._waiter
-                finally:
-                    self._waiter = None
-            self._older, self._newer = self._newer[::-1], []
-        arrival = self._older.pop()
-        self.size -= 100 + len(arrival)
-        if not self._older and not self._newer:
-            emptied()
-        if isinstance(arrival, str):
-            return {"type": "websocket.receive", "text": arrival}
-        if isinstance(arrival, bytes):
-            return {"type": "websocket.receive", "bytes": arrival}
-        return arrival
-
-
 class _Buffers(threading.local):
     """What sockets are read into, one for each thread. Its content is taken before another read.
 
@@ -175,7 +127,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_app_state",
-        "_arrivals",
+        "_arrived",
         "_at_work",
         "_attached",
         "_config",
@@ -199,6 +151,8 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         "_task",
         "_timer",
         "_transport",
+        "_waiter",
+        "_waiting",
         "_writable",
         "window_bits",
     )
@@ -233,7 +187,12 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._early = b""
         self._denial: tuple[int, Headers, bytearray] | None = None
         self._reader = FrameReader(config.ws_max_size or sys.maxsize)
-        self._arrivals = _Arrivals(self._loop)
+        # What arrived and the application has not taken: messages, and ASGI's words for the rest.
+        # How much that is, in bytes, and who waits for it. As much of `asyncio.Queue` as is needed,
+        # and nothing while nothing is there.
+        self._arrived: deque[Arrival] | None = None
+        self._waiting = 0
+        self._waiter: asyncio.Future[None] | None = None
         self._read_paused = False
         self._attached: Attached | None = None
         self._take: Take = _untouched
@@ -262,10 +221,11 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._read_paused = False
         if not self._at_work:
             self._server.connections.discard(self)
-        self._arrivals.put({"type": "websocket.disconnect", "code": code})
+        self._put({"type": "websocket.disconnect", "code": code})
         # asyncio resumes nobody whose transport is lost.
         self._release()
         self._trace("connection lost")
+        _release_reader(self._transport)
 
     def _trace(self, what: str) -> None:
         if logger.level <= TRACE_LOG_LEVEL:
@@ -349,7 +309,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def _fail(self, code: int, reason: str) -> None:
         """End an open connection with a close frame that need not be answered."""
         self._leave(_OVER)
-        self._arrivals.put({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._put({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._write(close_payload(code, reason), CLOSE)
         self._end()
 
@@ -410,7 +370,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
             "state": self._app_state.copy(),
             "extensions": {"websocket.http.response": {}, EXTENSION: self},
         }
-        self._arrivals.put({"type": "websocket.connect"})
+        self._put({"type": "websocket.connect"})
         self._at_work = True
         # Factories that were written for Python 3.10 take no context.
         if self._loop.get_task_factory() is None:
@@ -522,14 +482,14 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._arrive(messages)
         if self._pong is not None:
             self._send_pong()
-        if self._arrivals.size > READ_AHEAD and self._state is _OPEN:
+        if self._waiting > READ_AHEAD and self._state is _OPEN:
             self._pause_reading()
 
     def _arrive(self, messages: list[str | bytes]) -> None:
         # Who has closed wants no more.
         if messages and self._state is _OPEN:
             for arrival in self._take(messages):
-                self._arrivals.put(arrival)
+                self._put(arrival)
 
     def _close_for(self, event: Close | Failure) -> None:
         if self._state is not _OPEN:
@@ -542,7 +502,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def _answer_close(self, event: Close) -> None:
         self._leave(_OVER)
         code, reason = event.code, event.reason
-        self._arrivals.put({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._put({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._write(event.payload, CLOSE)
         self._end()
 
@@ -593,14 +553,38 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     # The application
 
-    def receive(self) -> Awaitable[Message]:
-        # What gets it, itself: a coroutine around it would cost as much again.
-        return self._arrivals.get(self._read_on)
+    def _put(self, arrival: Arrival) -> None:
+        if self._arrived is None:
+            self._arrived = deque()
+        self._arrived.append(arrival)
+        # An empty message takes room as well.
+        self._waiting += 100 + len(arrival)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
-    def _read_on(self) -> None:
-        """Nothing waits for the application: read on."""
-        if self._read_paused and self._state is not _ASKED:
-            self._resume_reading()
+    async def receive(self) -> Message:
+        """Return what arrived first. For one caller at a time."""
+        while self._arrived is None:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        arrival = self._arrived.popleft()
+        self._waiting -= 100 + len(arrival)
+        if not self._arrived:
+            self._arrived = None
+            # What is sent before the handshake is over waits until then.
+            if self._read_paused and self._state is not _ASKED:
+                self._resume_reading()
+        if isinstance(arrival, str):
+            return {"type": "websocket.receive", "text": arrival}
+        if isinstance(arrival, bytes):
+            return {"type": "websocket.receive", "bytes": arrival}
+        return arrival
 
     async def send(self, message: Message) -> None:
         if not self._writable:
@@ -647,7 +631,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         code, reason = message.get("code", NORMAL), message.get("reason") or ""
         payload = close_payload(code, reason)
         self._leave(_CLOSING)
-        self._arrivals.put({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._put({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._write(payload, CLOSE)
         self._resume_reading()
         self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._end)
@@ -659,7 +643,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
             self._accept(message)
         elif kind == "websocket.close":
             self._log("403")
-            self._arrivals.put({"type": "websocket.disconnect", "code": 1006})
+            self._put({"type": "websocket.disconnect", "code": 1006})
             self._refuse(HTTPStatus.FORBIDDEN, (), b"")
         elif kind == "websocket.http.response.start":
             status = message["status"]
@@ -682,7 +666,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         status, headers, body = denial
         body += message.get("body", b"")
         if not message.get("more_body", False):
-            self._arrivals.put({"type": "websocket.disconnect", "code": 1006})
+            self._put({"type": "websocket.disconnect", "code": 1006})
             self._refuse(status, headers, bytes(body))
 
     # The direct writer
@@ -757,6 +741,14 @@ def _release_parser(protocol: object) -> None:
     collector has found them. uvicorn does the same where an HTTP connection is lost."""
     if getattr(protocol, "parser", None) is not None:
         protocol.parser = None  # type: ignore[attr-defined]
+
+
+def _release_reader(transport: object) -> None:
+    """Let go of what a transport that is lost would read with, a method of its own: it would stay,
+    and the socket's objects with it, until the garbage collector has found it. asyncio does the
+    same from Python 3.12 on, where it closes the socket of its own accord."""
+    if getattr(transport, "_read_ready_cb", None) is not None:
+        transport._read_ready_cb = None  # type: ignore[attr-defined]
 
 
 def _untouched(messages: list[str | bytes]) -> Sequence[Arrival]:

@@ -87,10 +87,12 @@ class MemorySessions(SessionStore):
 
     def _keep(self, record: SessionRecord, ttl: float) -> None:
         now = self._clock()
-        self._records[record.id] = _Kept(record, now + ttl)
-        self._records.move_to_end(record.id)
+        records = self._records
+        records[record.id] = _Kept(record, now + ttl)
+        records.move_to_end(record.id)
         # The front was renewed longest ago: two steps per entry keep up with what lapses.
         for _ in range(2):
-            oldest = next(iter(self._records))
-            if len(self._records) > self._max or self._records[oldest].until <= now:
-                del self._records[oldest]
+            oldest, kept = next(iter(records.items()))
+            if len(records) <= self._max and kept.until > now:
+                break
+            del records[oldest]

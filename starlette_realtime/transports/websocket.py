@@ -25,6 +25,7 @@ from ..core.outbox import Chunk, Outbox
 from ..core.rounds import Awaited, Rounds
 from ..core.runtime import Runtime
 from ..core.session import Connection
+from ..core.timers import Countdowns
 from ..core.turns import Starter, bell, current_task, later, soon, starter
 from ..errors import (
     AuthenticationRequired,
@@ -338,7 +339,7 @@ class WebSocketConnection(Connection):
                     raise AuthenticationRequired
                 user = await engine.lobby.authenticate(find_credentials(self.scope))
             except AuthenticationRequired:
-                command = await self._first(engine)
+                command = await self._first()
                 if command is None:
                     return False
                 id = command.id
@@ -381,15 +382,15 @@ class WebSocketConnection(Connection):
         finally:
             self._busy = busy
 
-    async def _first(self, engine: Engine) -> Command | None:
+    async def _first(self) -> Command | None:
         """Return the client's first message; None if it went away, or is sent away: for taking too
         long, or for a message that is none."""
-        runtime = self._door.runtime
-        late = runtime.timers.call_later(runtime.options.auth_timeout, self._too_late, engine)
+        late = self._door.late
+        late.start(self)
         try:
             message = await self._receive()
         finally:
-            late.cancel()
+            late.stop(self)
         if message["type"] == "websocket.disconnect":
             self._gone = message.get("code") or 1005
             return None
@@ -406,8 +407,9 @@ class WebSocketConnection(Connection):
             self._backlog = deque(rest)
         return first
 
-    def _too_late(self, engine: Engine) -> None:
-        self._refuse(engine, AuthenticationRequired())
+    def too_late(self) -> None:
+        """The client has not said who it is in the time it has for that."""
+        self._refuse(self._door.engines["/"], AuthenticationRequired())
 
     async def _turn_away(self, engine: Engine, error: ClientError, id: int | str | None) -> None:
         self._refuse(engine, error, id)
@@ -740,6 +742,10 @@ class WebSocketDoor:
         self.engines = engines
         self.origins = origins
         self.rounds = Rounds(soon(), later(runtime.timers.call_later))
+        # Connections whose clients have not said who they are, while they may still do so.
+        self.late = Countdowns(
+            runtime.timers, runtime.options.auth_timeout, WebSocketConnection.too_late
+        )
         # One for all connections.
         self.stop = runtime.stop
 

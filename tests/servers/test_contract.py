@@ -192,7 +192,7 @@ async def test_a_reader_that_falls_behind_is_waited_for(serve: Serve) -> None:
         await send({"type": "websocket.accept"})
         protocol = scope["extensions"][EXTENSION]
         while not go_on.is_set():
-            said.put(protocol._arrivals.size)
+            said.put(protocol._waiting)
             await asyncio.sleep(0.01)
         count = 0
         while (await receive())["type"] == "websocket.receive":

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
@@ -31,7 +31,6 @@ from starlette_realtime.servers.uvicorn import (
     READ_AHEAD,
     RealtimeProtocol,
     State,
-    _Arrivals,
 )
 from tests.servers.helpers import Counting, watched
 from tests.support.ports import Certificate
@@ -247,25 +246,37 @@ async def test_of_a_handshake_nothing_waits_for_the_garbage_collector() -> None:
         await until(lambda: not state.tasks and not state.connections)
 
 
+async def test_nor_does_anything_of_a_connection_that_is_over() -> None:
+    ends = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+        lambda: RealtimeProtocol(loaded(Starlette()), ServerState(), {}), ends[0]
+    )
+    left = weakref.ref(transport)
+    del transport, _
+    gc.disable()
+    try:
+        ends[1].close()
+        await until(lambda: left() is None)
+    finally:
+        gc.enable()
+
+
 async def test_what_arrives_is_taken_in_its_order_by_one_who_may_give_up() -> None:
-    arrivals, emptied = _Arrivals(asyncio.get_running_loop()), list[int]()
+    protocol = RealtimeProtocol(loaded(Starlette()), ServerState(), {})
 
-    def get() -> Coroutine[Any, Any, Message]:
-        return arrivals.get(lambda: emptied.append(arrivals.size))
-
-    waiting = asyncio.create_task(get())
+    waiting = asyncio.create_task(protocol.receive())
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     for number in range(3):
-        arrivals.put("x" * number)
-    assert [len((await get())["text"]) for _ in range(2)] == [0, 1]
-    waiting = asyncio.create_task(get())
+        protocol._put("x" * number)
+    assert [len((await protocol.receive())["text"]) for _ in range(2)] == [0, 1]
+    waiting = asyncio.create_task(protocol.receive())
     assert (await waiting)["text"] == "xx"
-    assert emptied == [0]
-    waiting = asyncio.create_task(get())
+    assert protocol._waiting == 0
+    waiting = asyncio.create_task(protocol.receive())
     await asyncio.sleep(0)
-    arrivals.put(b"later")
+    protocol._put(b"later")
     assert (await waiting)["bytes"] == b"later"
 
 
@@ -291,7 +302,7 @@ async def test_a_server_reads_only_so_far_ahead_of_a_busy_handler(serve: Serve) 
         sending = asyncio.create_task(client.send(*[message] * 1000))
         await until(lambda: bool(protocols) and protocols[0]._read_paused)
         # One read of the socket is at most 256 KB.
-        assert protocols[0]._arrivals.size < READ_AHEAD + 300_000
+        assert protocols[0]._waiting < READ_AHEAD + 300_000
         go_on.set()
         await sending
         await client.settle(timeout=30)
@@ -342,13 +353,13 @@ async def test_there_is_one_heartbeat(serve: Serve) -> None:
 @pytest.fixture
 def received(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What connections have to be woken for."""
-    put, arrived = _Arrivals.put, []
+    put, arrived = RealtimeProtocol._put, []
 
-    def watched_put(self: _Arrivals, arrival: Any) -> None:
+    def watched_put(self: RealtimeProtocol, arrival: Any) -> None:
         arrived.append(arrival)
         put(self, arrival)
 
-    monkeypatch.setattr(_Arrivals, "put", watched_put)
+    monkeypatch.setattr(RealtimeProtocol, "_put", watched_put)
     return arrived
 
 
