@@ -31,7 +31,7 @@ from .limiter import SharedBucket, client_ip, networks
 from .options import Options
 from .session import Connection, Session
 from .timers import Timer, Timers
-from .turns import Locks, OncePerTurn, soon
+from .turns import Locks, OncePerTurn, is_cancelled, soon
 from .writing import Writes
 
 if TYPE_CHECKING:
@@ -324,7 +324,10 @@ class Runtime:
             await call(*arguments)
         except BrokerUnavailable:
             logger.warning("%r could not be done: the backend is away", call)
-        except Exception:
+        except (Exception, anyio.get_cancelled_exc_class()) as error:
+            # Who awaits what another one has cancelled must not end all that is spawned.
+            if not isinstance(error, Exception) and is_cancelled():
+                raise
             logger.exception("%r raised", call)
 
     async def _beat(self) -> None:

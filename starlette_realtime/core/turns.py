@@ -207,7 +207,7 @@ class Starter:
         """Begin `work`, in a callback of the loop, while the task is in `attend`. Return whether it
         has come to its end: if not, see to it that what `attend` waits for does, now or, where it
         is `awaited`, instead of calling `go_on`."""
-        self.awaited = None
+        self._yielded = self.awaited = None
         _enter_task(self._loop, self._task)
         try:
             self._yielded = awaited = self._context.run(work.send, None)

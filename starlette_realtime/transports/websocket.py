@@ -26,7 +26,7 @@ from ..core.rounds import Awaited, Rounds
 from ..core.runtime import Runtime
 from ..core.session import Connection
 from ..core.timers import Countdowns
-from ..core.turns import Starter, bell, current_task, later, soon, starter
+from ..core.turns import Starter, bell, current_task, is_cancelled, later, soon, starter
 from ..errors import (
     AuthenticationRequired,
     BrokerUnavailable,
@@ -261,7 +261,9 @@ class WebSocketConnection(Connection):
         with anyio.move_on_after(CLOSE_TIMEOUT):
             try:
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
-            except Exception as error:
+            except (Exception, anyio.get_cancelled_exc_class()) as error:
+                if not isinstance(error, Exception) and is_cancelled():
+                    raise
                 logger.debug("no close frame could be sent: %r", error)
             if self._listening is not None:
                 # Nobody reads: who would waits for an answer, which comes elsewhere, if at all.
@@ -688,7 +690,10 @@ class _Pump:
                     for _ in range(WAITING):
                         await self._bell.wait()
                         await self._write()
-        except Exception as error:
+        except (Exception, anyio.get_cancelled_exc_class()) as error:
+            # What the server has cancelled itself is an error like any other.
+            if not isinstance(error, Exception) and is_cancelled():
+                raise
             # Servers differ in what they raise when the client has gone; the reader learns of it.
             logger.debug("a connection can't be written to any more: %r", error)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -214,3 +215,22 @@ async def test_work_that_is_asked_about_is_the_tasks_when_that_is_woken_or_cance
             await task
         assert ended == ["sent", "given up"]
         assert wait.cancelled()
+
+
+async def test_nothing_is_kept_of_what_work_has_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+
+    async def work(wait: asyncio.Future[None]) -> None:
+        await wait
+
+    async with started() as (worker, _):
+        wait = loop.create_future()
+        loop.call_soon(worker.starter.start, work(wait))
+        await checkpoint()
+        wait.set_result(None)
+        ended: list[bool] = []
+        loop.call_soon(lambda: ended.append(worker.starter.go_on()))
+        await until(lambda: ended == [True])
+        kept = weakref.ref(wait)
+        del wait
+        assert kept() is None
