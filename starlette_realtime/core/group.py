@@ -31,7 +31,6 @@ class Group(dict[Outbox, Receiver]):
     __slots__ = ("_descriptors", "_places", "_ready")
 
     def __init__(self) -> None:
-        super().__init__()
         # Those that are ready, with their descriptors, in no order; and where each is among them.
         # None as long as the group is small: most are one session's or one user's.
         self._places: dict[Outbox, int] | None = None

@@ -36,6 +36,10 @@ _MOVES = frozenset(["user-joined", "user-left"])
 _INTERRUPTED = Publication("$interrupted", b"null")
 
 
+_NO_GROUPS: dict[Wire, Group] = {}
+"""Of a channel that has not needed any yet."""
+
+
 class Channel:
     """A channel with members in this process."""
 
@@ -55,6 +59,7 @@ class Channel:
         "nonce",
         "ns",
         "offset",
+        "only",
         "pending",
         "room",
         "subscribed",
@@ -64,7 +69,11 @@ class Channel:
         self.name = name
         self.ns = ns
         self.room = room
-        self.groups: dict[Wire, Group] = {}
+        # The members, by what they share. Most channels are one session's or one user's, and
+        # silent: the only member of one is no more than that, until there is another one or
+        # something to deliver.
+        self.groups: dict[Wire, Group] = _NO_GROUPS
+        self.only: Receiver | None = None
         self.members = 0
         # Sessions between "add" and "go live", and what has been announced meanwhile.
         self.joining: dict[Receiver, list[Publication] | None] | None = None
@@ -74,7 +83,7 @@ class Channel:
         # Arrivals and departures that are gathered, and when none was yet (seconds).
         self.held: list[Publication] | None = None
         self.calm = 0.0
-        # What this turn has published. Most channels are one session's or one user's, and silent.
+        # What this turn has published.
         self.pending: list[Publication] | None = None
         self.epoch: str | None = None
         self.offset = 0
@@ -107,7 +116,44 @@ class Channel:
             return True
         return publication.nonce in self._nonces or self.offset - publication.offset >= KNOWN_NONCES
 
+    def add(self, receiver: Receiver) -> None:
+        """Make `receiver` a member, if it is none."""
+        if not self.members and self.groups is _NO_GROUPS:
+            self.only = receiver
+            self.members = 1
+        elif self.only is not receiver:
+            if self.groups is _NO_GROUPS:
+                self.gather()
+            group = self.groups.get(receiver.outbox.wire)
+            if group is None:
+                group = self.groups[receiver.outbox.wire] = Group()
+            if receiver.outbox not in group:
+                self.members += 1
+                group.add(receiver.outbox, receiver)
+
+    def gather(self) -> None:
+        """Let the only member be one of a group, as something is to be delivered."""
+        self.groups = {}
+        only, self.only = self.only, None
+        if only is not None:
+            self.members = 0
+            self.add(only)
+
+    def remove(self, receiver: Receiver) -> None:
+        """End a membership, if it is one."""
+        if self.only is receiver:
+            self.only = None
+            self.members = 0
+            return
+        group = self.groups.get(receiver.outbox.wire)
+        if group is not None and group.remove(receiver.outbox):
+            self.members -= 1
+            if not group:
+                del self.groups[receiver.outbox.wire]
+
     def receivers(self) -> list[Receiver]:
+        if self.only is not None:
+            return [self.only]
         return [receiver for group in self.groups.values() for receiver in group.values()]
 
     def everyone(self) -> list[Receiver]:
@@ -191,12 +237,7 @@ class Hub:
             # What this turn has published so far is part of what the receiver has been given.
             self.flush()
         self._stop_joining(channel, receiver)
-        group = channel.groups.get(receiver.outbox.wire)
-        if group is None:
-            group = channel.groups[receiver.outbox.wire] = Group()
-        if receiver.outbox not in group:
-            channel.members += 1
-            group.add(receiver.outbox, receiver)
+        channel.add(receiver)
         if position is None:
             return
         if channel.epoch is None:
@@ -218,14 +259,10 @@ class Hub:
             self._stop_joining(channel, receiver)
         if channel.ahead is not None:
             channel.ahead.pop(receiver, None)
-        group = channel.groups.get(receiver.outbox.wire)
-        if group is not None and group.remove(receiver.outbox):
-            channel.members -= 1
-            if not group:
-                del channel.groups[receiver.outbox.wire]
-            if not channel.members:
-                # Who comes next reads of them.
-                channel.held = None
+        channel.remove(receiver)
+        if not channel.members:
+            # Who comes next reads of them.
+            channel.held = None
 
     def forget(self, channel: Channel) -> None:
         """Drop a channel without members."""
@@ -366,6 +403,8 @@ class Hub:
         if not channel.members:
             return
         if channel.pending is None:
+            if channel.groups is _NO_GROUPS:
+                channel.gather()
             self._dirty.append(channel)
             channel.pending = []
         channel.pending.append(publication)

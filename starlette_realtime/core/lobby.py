@@ -449,7 +449,8 @@ class Lobby:
         if session.expiry is not None:
             session.expiry.cancel()
         rooms = self.engine.rooms
-        await rooms.let_go(session, replaced=replaced, linger=linger)
+        if session.held:
+            await rooms.let_go(session, replaced=replaced, linger=linger)
         if replaced:
             for member in members:
                 rooms.detach(member)
@@ -542,4 +543,5 @@ class Lobby:
             if channel is not None:
                 self.hub.remove(channel, session)
                 self.runtime.release(channel)
-        self.engine.questions.detached(session)
+        if session.requests:
+            self.engine.questions.detached(session)

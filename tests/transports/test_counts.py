@@ -154,7 +154,7 @@ async def test_a_connection_is_few_objects() -> None:
             for server in servers:
                 server.arrived.put_nowait({"type": "websocket.disconnect", "code": 1000})
     # A task, its coroutines and the scope are among them.
-    assert after - before < 34 * (clients - clients // 3 - 1)
+    assert after - before < 30 * (clients - clients // 3 - 1)
 
 
 async def test_a_session_that_waits_for_its_client_is_even_fewer() -> None:
