@@ -134,13 +134,14 @@ class Membership:
     ) -> bool:
         """Return whether the room sees it arrive: not if it was there, or never seen gone."""
         session, name = member.session, member.room.name
+        if since is not None:
+            # Before there is a channel: one that nobody is in may be let go of meanwhile.
+            await self._wait_for_room_in(session.outbox)
         channel = member.channel = self.hub.channel(member.channel.name, self.ns, name)
         if not new:
             # It asks again, perhaps with a position: it gets what it asks for as if it were new.
             self.hub.flush()
             self.hub.remove(channel, session)
-        if since is not None:
-            await self._wait_for_room_in(session.outbox)
         self.hub.begin(channel, session)
         try:
             if not channel.subscribed:

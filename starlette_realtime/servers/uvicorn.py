@@ -568,11 +568,13 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     async def receive(self) -> Message:
         """Return what arrived first. For one caller at a time."""
         while self._arrived is None:
-            self._waiter = self._loop.create_future()
+            waiter = self._waiter = self._loop.create_future()
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
+                # Who has cancelled this one may have called again before it came to its end.
+                if self._waiter is waiter:
+                    self._waiter = None
         arrival = self._arrived.popleft()
         self._waiting -= 100 + len(arrival)
         if not self._arrived:

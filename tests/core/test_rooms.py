@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict
 
 import anyio
@@ -496,6 +497,33 @@ async def test_joining_again_with_a_position() -> None:
         await running.publish("r", data=3)
         await running.settle()
         assert [m["data"] for m in ann.of("n")] == [1, 2, 3]
+
+
+async def test_a_room_that_everybody_leaves_while_a_slow_client_comes_back() -> None:
+    """It reads the rest of what it has first, which lasts longer than a channel without members."""
+    async with house(max_queued=1000, presence_grace=0.0, resume_window=0.0) as running:
+        ann, bob = await running.enter("ann"), await running.enter("bob")
+        await ann.ask("join", "other")
+        position = (await bob.ask("join", "r"))["position"]
+        since = Position(position["epoch"], position["offset"])
+        await running.publish("r", data="missed")
+        await running.settle()
+        channel = running.engine.room_channel("r")
+        # What comes next stays in ann's outbox.
+        ann.socket.takes_more = False
+        for size in (1, 600):
+            await running.publish("other", data="x" * size)
+            await running.settle()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(ann.send, "join", "r", id="j", since=since))
+            await running.settle()
+            await bob.ask("leave", "r")
+            await until(lambda: channel not in running.hub.channels)
+            ann.socket.takes_more = True
+            ann.socket.outbox.resume()
+        await running.publish("r", data="live")
+        await running.settle()
+        assert [m["data"] for m in ann.of("n") if m["room"] == "r"] == ["missed", "live"]
 
 
 async def test_history_that_no_longer_reaches() -> None:

@@ -456,6 +456,24 @@ async def test_a_client_that_answers_no_close_frame(
     writer.close()
 
 
+@OURS_AND_THEIRS
+async def test_who_gives_up_waiting_may_call_again_at_once(serve: Serve, ws: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        given_up = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        # It comes to its end only after this one has begun to wait.
+        given_up.cancel()
+        message = await receive()
+        await send({"type": "websocket.send", "text": message["text"]})
+        await receive()
+
+    async with opened(serve(app, ws=ws, lifespan="off")) as client:
+        await client.send("hello")
+        assert await asyncio.wait_for(client.recv(), 5) == "hello"
+
+
 async def test_a_close_frame_that_can_t_be(serve: Serve) -> None:
     said = Said()
 
