@@ -8,19 +8,30 @@ the protocol tells them to (docs/protocol.md, "Rooms, positions, recovery").
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import pytest
 from anyio.lowlevel import checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from starlette_realtime.brokers.memory import MemoryBroker
+from starlette_realtime.core import runtime
 from starlette_realtime.core.namespace import Namespace
 from starlette_realtime.events import Position
 from tests.core.helpers import Client, House, LateBroker, Message, house
 
 ROOM = "r"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _let_go_at_once() -> Iterator[None]:
+    """A channel that is gathered for some time is never unsubscribed from in a few turns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "RELEASE", 0.0)
+        yield
 
 
 class Score:
