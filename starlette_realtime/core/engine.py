@@ -260,7 +260,7 @@ class Engine:
         try:
             return await inner()
         except anyio.get_cancelled_exc_class() as error:
-            if is_cancelled():
+            if is_cancelled(error):
                 raise
             raise RuntimeError("a layer of middleware awaited what was cancelled") from error
 

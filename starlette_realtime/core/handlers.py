@@ -121,7 +121,7 @@ class Handler:
             result = await run_sync(call_it, abandon_on_cancel=True)
             return await result if isinstance(result, Awaitable) else result
         except get_cancelled_exc_class() as error:
-            if is_cancelled():
+            if is_cancelled(error):
                 raise
             # An error of the app's like any other, which must not end the connection.
             raise RuntimeError(f"{self.name} awaited something that was cancelled") from error

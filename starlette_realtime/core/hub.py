@@ -255,8 +255,7 @@ class Hub:
 
     def remove(self, channel: Channel, receiver: Receiver) -> None:
         """End a membership, or a joining that failed."""
-        if channel.joining is not None:
-            self._stop_joining(channel, receiver)
+        self._stop_joining(channel, receiver)
         if channel.ahead is not None:
             channel.ahead.pop(receiver, None)
         channel.remove(receiver)

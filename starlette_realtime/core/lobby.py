@@ -449,8 +449,7 @@ class Lobby:
         if session.expiry is not None:
             session.expiry.cancel()
         rooms = self.engine.rooms
-        if session.held:
-            await rooms.let_go(session, replaced=replaced, linger=linger)
+        await rooms.let_go(session, replaced=replaced, linger=linger)
         if replaced:
             for member in members:
                 rooms.detach(member)
@@ -543,5 +542,4 @@ class Lobby:
             if channel is not None:
                 self.hub.remove(channel, session)
                 self.runtime.release(channel)
-        if session.requests:
-            self.engine.questions.detached(session)
+        self.engine.questions.detached(session)

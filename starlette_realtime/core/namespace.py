@@ -266,6 +266,6 @@ class Namespace:
                     if isawaitable(result):
                         await result
             except (Exception, get_cancelled_exc_class()) as error:
-                if not isinstance(error, Exception) and is_cancelled():
+                if is_cancelled(error):
                     raise
                 logger.exception("an observer of %r raised", happening.name)

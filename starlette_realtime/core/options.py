@@ -8,6 +8,12 @@ from ipaddress import ip_network
 from ..errors import ConfigurationError
 
 
+def refuse_negative(name: str, value: float) -> None:
+    """Raise `ConfigurationError` for a negative option, or one that is no number."""
+    if not value >= 0:
+        raise ConfigurationError(f"{name} must not be negative")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How a `Realtime` behaves. Every value may be changed; the defaults suit a public web app."""
@@ -87,8 +93,8 @@ class Options:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            if isinstance(value, int | float) and not value >= 0:
-                raise ConfigurationError(f"{name} must not be negative")
+            if isinstance(value, int | float):
+                refuse_negative(name, value)
         for name in ("message", "user", "room", "join", "abuse"):
             if getattr(self, f"{name}_rate") and getattr(self, f"{name}_burst") < 1:
                 raise ConfigurationError(f"{name}_burst must be at least 1")

@@ -13,6 +13,7 @@ from ..errors import ConfigurationError, UnknownRoom
 from ..events import Publication, Retention
 from .channels import RESERVED
 from .handlers import Call, Function, Handler, caller_locals
+from .options import refuse_negative
 from .room import Room
 from .session import Member
 
@@ -56,8 +57,8 @@ class RoomOptions:
     def __post_init__(self) -> None:
         for name in ("history", "history_age", "recent"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigurationError(f"{name} must not be negative")
+            if value is not None:
+                refuse_negative(name, value)
         for name, known in (("presence", get_args(Presence)), ("slow", get_args(Slow))):
             if getattr(self, name) not in known:
                 raise ConfigurationError(f"{name} must be one of {', '.join(known)}")

@@ -178,8 +178,7 @@ class Runtime:
             while self._released:
                 released, self._released = list(self._released), {}
                 for channel in released:
-                    if channel.name in self._changing:
-                        await self._changing.wait(channel.name)
+                    await self._changing.wait(channel.name)
                 gone = [
                     channel
                     for channel in released
@@ -326,7 +325,7 @@ class Runtime:
             logger.warning("%r could not be done: the backend is away", call)
         except (Exception, anyio.get_cancelled_exc_class()) as error:
             # Who awaits what another one has cancelled must not end all that is spawned.
-            if not isinstance(error, Exception) and is_cancelled():
+            if is_cancelled(error):
                 raise
             logger.exception("%r raised", call)
 

@@ -50,9 +50,11 @@ def current_task() -> object:
         return trio.lowlevel.current_task()
 
 
-def is_cancelled() -> bool:
-    """Whether the present task is being cancelled, asked where a cancellation has arrived: asyncio
-    raises the same error in a task that awaits another one which somebody has cancelled."""
+def is_cancelled(error: BaseException) -> bool:
+    """Whether an error that was caught is the present task's own cancellation: asyncio raises the
+    same one in a task that awaits another one which somebody has cancelled."""
+    if isinstance(error, Exception):
+        return False
     try:
         task = asyncio.current_task()
     except RuntimeError:

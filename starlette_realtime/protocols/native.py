@@ -53,10 +53,9 @@ class Refused(msgspec.Struct, frozen=True):
 
 def choose(offered: Collection[str]) -> int:
     """Return the newest version whose subprotocol is offered; 0 without one."""
-    for version in (2, 1):
-        if SUBPROTOCOLS[version] in offered:
-            return version
-    return 0
+    return max(
+        version for version, name in enumerate(SUBPROTOCOLS) if version == 0 or name in offered
+    )
 
 
 def decode(frame: str | bytes, *, several: bool = False) -> list[Command | Refused]:

@@ -262,7 +262,7 @@ class WebSocketConnection(Connection):
             try:
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
             except (Exception, anyio.get_cancelled_exc_class()) as error:
-                if not isinstance(error, Exception) and is_cancelled():
+                if is_cancelled(error):
                     raise
                 logger.debug("no close frame could be sent: %r", error)
             if self._listening is not None:
@@ -692,7 +692,7 @@ class _Pump:
                         await self._write()
         except (Exception, anyio.get_cancelled_exc_class()) as error:
             # What the server has cancelled itself is an error like any other.
-            if not isinstance(error, Exception) and is_cancelled():
+            if is_cancelled(error):
                 raise
             # Servers differ in what they raise when the client has gone; the reader learns of it.
             logger.debug("a connection can't be written to any more: %r", error)

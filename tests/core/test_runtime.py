@@ -10,6 +10,7 @@ import pytest
 from starlette_realtime.core.options import Options
 from starlette_realtime.core.runtime import running
 from starlette_realtime.settings import stores_from_url
+from tests.core.helpers import until
 
 pytestmark = pytest.mark.anyio
 
@@ -26,9 +27,7 @@ async def test_one_that_awaits_what_was_cancelled_ends_no_other(
 
     async with running(Options(), stores_from_url("memory://")) as runtime:
         runtime.spawn(wait)
-        with anyio.fail_after(10):
-            while "raised" not in caplog.text:
-                await anyio.sleep(0.001)
+        await until(lambda: "raised" in caplog.text, seconds=10)
         last = anyio.Event()
 
         async def end() -> None:

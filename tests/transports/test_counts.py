@@ -17,7 +17,7 @@ from starlette_realtime import Options, Realtime
 from starlette_realtime.core.outbox import Chunk, Outbox
 from starlette_realtime.transports.websocket import WebSocketDoor
 from tests.support.wsclient import SUBPROTOCOL
-from tests.transports.helpers import TOKENS, token
+from tests.transports.helpers import TOKENS, token, until
 
 pytestmark = pytest.mark.anyio
 
@@ -179,8 +179,8 @@ async def test_a_session_that_waits_for_its_client_is_even_fewer() -> None:
         before = len(gc.get_objects())
         for number in range(clients):
             await come_and_go(f"user-{number}")
-        while realtime._running.runtime.hub.channels:
-            await asyncio.sleep(0.01)
+        hub = realtime._running.runtime.hub
+        await until(lambda: not hub.channels)
         gc.collect()
         after = len(gc.get_objects())
     assert after - before < 8 * clients
