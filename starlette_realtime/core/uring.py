@@ -47,7 +47,9 @@ _CQE = struct.Struct("=QiI")
 # struct io_uring_params: words, the last ones for where things are in the two rings.
 _PARAMS_SIZE, _FEATURES, _SQ_OFFSETS, _CQ_OFFSETS = 120, 20, 40, 80
 _WORD = 0xFFFFFFFF
-_NUMBERS = memoryview(array("I", range(ENTRIES)))
+# The numbers of the entries, up and down, twice: to be begun with anywhere.
+_UP = memoryview(array("I", range(ENTRIES)) * 2)
+_DOWN = memoryview(array("I", reversed(range(ENTRIES))) * 2)
 _NOTHING = array("i")
 # What may be otherwise the next time.
 _PASSING = (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOMEM)
@@ -117,29 +119,32 @@ class Ring:
         self._last_descriptors = _NOTHING
         self._last_sizes = _NOTHING
 
-    def write(self, descriptors: array[int], chunk: bytes) -> Short:
-        """Write `chunk` to all descriptors, which are sockets and do not block."""
+    def write(self, descriptors: array[int], chunk: bytes, backwards: bool = False) -> Short:
+        """Write `chunk` to all descriptors, which are sockets and do not block; to the last one
+        first if `backwards`."""
         self._chunk[: len(chunk)] = chunk
         if len(descriptors) <= ENTRIES:
-            return self._hand_over(descriptors, chunk)
+            return self._hand_over(descriptors, chunk, backwards)
         short = []
-        for first in range(0, len(descriptors), ENTRIES):
-            part = self._hand_over(descriptors[first : first + ENTRIES], chunk)
+        parts = range(0, len(descriptors), ENTRIES)
+        for first in reversed(parts) if backwards else parts:
+            part = self._hand_over(descriptors[first : first + ENTRIES], chunk, backwards)
             short += [(first + place, sent) for place, sent in part]
         return short
 
-    def _hand_over(self, descriptors: array[int], chunk: bytes) -> Short:
+    def _hand_over(self, descriptors: array[int], chunk: bytes, backwards: bool) -> Short:
         if self.closed:
-            return write_each(descriptors, chunk)
+            return write_each(descriptors, chunk, backwards)
         words, count = self._words, len(descriptors)
         # Where the kernel stands, and what it says from now on: a call that was broken off, by a
         # signal's handler, leaves nothing behind.
         before = words[self._head]
         words[self._result_head] = words[self._result_tail]
-        # The kernel goes on in the ring from where it stands, and is to find the first entry there.
-        left = ENTRIES - before % ENTRIES
-        self._order[-left:] = _NUMBERS[:left]
-        self._order[:-left] = _NUMBERS[left:]
+        # The kernel goes on in the ring from where it stands, and is to find the first entry there,
+        # or the last.
+        numbers, first = (_DOWN, ENTRIES - count) if backwards else (_UP, 0)
+        at = (first - before) % ENTRIES
+        self._order[:] = numbers[at : at + ENTRIES]
         # Mostly it is the same group, and often as many bytes.
         if descriptors != self._last_descriptors:
             self._last_descriptors = _NOTHING
@@ -159,8 +164,9 @@ class Ring:
         if returned != count:
             # What the kernel has not accepted, for want of memory as a rule, is written here.
             accepted = (words[self._head] - before) & _WORD
-            for place, sent in write_each(descriptors[accepted:], chunk):
-                short.append((accepted + place, sent))
+            start, end = (0, count - accepted) if backwards else (accepted, count)
+            for place, sent in write_each(descriptors[start:end], chunk, backwards):
+                short.append((start + place, sent))
             if returned < 0 and ctypes.get_errno() not in _PASSING:
                 logger.debug("io_uring is given up: %s", os.strerror(ctypes.get_errno()))
                 self.close()

@@ -96,7 +96,7 @@ def test_what_a_socket_did_not_take_goes_the_ordinary_way(peers: list[Peer]) -> 
     group = group_of(peers)
     took = {1: 0, 3: 2, len(peers) - 1: 4}
 
-    def write_all(descriptors: array[int], chunk: bytes) -> list[tuple[int, int]]:
+    def write_all(descriptors: array[int], chunk: bytes, backwards: bool) -> list[tuple[int, int]]:
         return list(took.items())
 
     peers[3].outbox.write = peers[3].refuse
@@ -107,6 +107,19 @@ def test_what_a_socket_did_not_take_goes_the_ordinary_way(peers: list[Peer]) -> 
     # Who takes no more is written to no more, until its transport says so.
     assert group.write(b"again", set()) == [peers[3].outbox]
     assert peers[4].heard() == b"again"
+
+
+def test_nobody_is_always_the_last(peers: list[Peer]) -> None:
+    group = group_of(peers)
+    orders: list[list[int]] = []
+
+    def write_all(descriptors: array[int], chunk: bytes, backwards: bool) -> list[tuple[int, int]]:
+        orders.append(list(reversed(descriptors) if backwards else descriptors))
+        return []
+
+    for _ in range(4):
+        group.write(b"x", set(), write_all)
+    assert orders[0] == orders[2] == orders[1][::-1] == orders[3][::-1]
 
 
 def _steps(call: Callable[[], object]) -> int:

@@ -135,7 +135,7 @@ def test_rooms_that_speak_in_one_turn_are_each_written_to_as_a_whole() -> None:
     turn.room("b", *people[half:], both)
     written: list[tuple[list[int], Any]] = []
 
-    def write_all(descriptors: array[int], chunk: Any) -> list[tuple[int, int]]:
+    def write_all(descriptors: array[int], chunk: Any, _: bool) -> list[tuple[int, int]]:
         written.append((sorted(descriptors), chunk))
         return []
 

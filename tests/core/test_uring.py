@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -114,22 +115,65 @@ def descriptors_of(pairs: list[Pair]) -> array[int]:
 
 @pytest.mark.parametrize("count", [1, WORTHWHILE, ENTRIES - 1, ENTRIES, ENTRIES + 1, 1300])
 def test_all_get_everything_in_order(write_all: WriteAll, pairs: list[Pair], count: int) -> None:
-    write_all(descriptors_of(pairs), b"once")
+    write_all(descriptors_of(pairs), b"once", False)
     assert {pair.arrived() for pair in pairs} == {b"once"}
     descriptors = descriptors_of([pairs[number % MANY] for number in range(count)])
     for turn in range(5):
-        assert write_all(descriptors, b"turn %d;" % turn) == []
+        assert write_all(descriptors, b"turn %d;" % turn, turn % 2 == 1) == []
         for number, pair in enumerate(pairs):
             times = len(range(number, count, MANY))
             assert pair.arrived() == b"turn %d;" % turn * times
 
 
+@pytest.fixture
+def order(pairs: list[Pair]) -> Iterator[Callable[[], list[int]]]:
+    """In which order something has arrived at them since the last time."""
+    with select.epoll() as poller:
+        for pair in pairs:
+            poller.register(pair.there, select.EPOLLIN)
+        numbers = {pair.there.fileno(): number for number, pair in enumerate(pairs)}
+
+        def arrived() -> list[int]:
+            found = [numbers[descriptor] for descriptor, _ in poller.poll(0, len(pairs))]
+            for pair in pairs:
+                pair.arrived()
+            assert poller.poll(0) == []
+            return found
+
+        yield arrived
+
+
+def test_either_end_may_come_first(
+    write_all: WriteAll, pairs: list[Pair], order: Callable[[], list[int]]
+) -> None:
+    there = list(range(MANY))
+    for turn in range(3 * ENTRIES // MANY):
+        count = MANY - turn % 5
+        write_all(descriptors_of(pairs[:count]), b"x", turn % 2 == 1)
+        assert order() == (there[:count][::-1] if turn % 2 else there[:count])
+
+
+def test_either_end_of_more_than_a_ring_takes(
+    write_all: WriteAll, pairs: list[Pair], order: Callable[[], list[int]]
+) -> None:
+    # The first ones and the last ones stand nowhere else.
+    middle = pairs[2:-2] * (2 * ENTRIES // (MANY - 4))
+    descriptors = descriptors_of([*pairs[:2], *middle, *pairs[-2:]])
+    assert len(descriptors) > ENTRIES
+    write_all(descriptors, b"x", False)
+    arrived = order()
+    assert (arrived[:2], arrived[-2:]) == ([0, 1], [MANY - 2, MANY - 1])
+    write_all(descriptors, b"x", True)
+    arrived = order()
+    assert (arrived[:2], arrived[-2:]) == ([MANY - 1, MANY - 2], [1, 0])
+
+
 @pytest.mark.parametrize("size", [0, 1, 1000, LARGE - 1, LARGE, LARGE + 1])
 def test_chunks_of_any_size(write_all: WriteAll, pairs: list[Pair], size: int) -> None:
-    write_all(descriptors_of(pairs), b"once")
+    write_all(descriptors_of(pairs), b"once", False)
     assert {pair.arrived() for pair in pairs} == {b"once"}
     chunk = os.urandom(size)
-    assert write_all(descriptors_of(pairs), chunk) == []
+    assert write_all(descriptors_of(pairs), chunk, False) == []
     assert {pair.arrived() for pair in pairs} == {chunk}
 
 
@@ -147,7 +191,7 @@ def test_who_takes_less_is_told_with_how_much_it_took(
             pair.fill()
         for pair in decide.sample(pairs, 4):
             pair.here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-        short = write_all(descriptors, chunk)
+        short = write_all(descriptors, chunk, turn % 2 == 1)
         taken = dict(short)
         assert len(taken) == len(short)
         assert all(0 <= sent < len(chunk) for sent in taken.values())
@@ -162,10 +206,13 @@ def test_who_takes_less_is_told_with_how_much_it_took(
         assert pair.arrived() == pair.expected
 
 
-def test_who_has_gone_disturbs_nobody(write_all: WriteAll, pairs: list[Pair]) -> None:
+@pytest.mark.parametrize("backwards", [False, True])
+def test_who_has_gone_disturbs_nobody(
+    write_all: WriteAll, pairs: list[Pair], backwards: bool
+) -> None:
     for pair in pairs[::3]:
         pair.there.close()
-    short = write_all(descriptors_of(pairs), b"hello")
+    short = write_all(descriptors_of(pairs), b"hello", backwards)
     assert sorted(short) == [(number, 0) for number in range(0, MANY, 3)]
     stayed = [pair for number, pair in enumerate(pairs) if number % 3]
     assert {pair.arrived() for pair in stayed} == {b"hello"}
@@ -210,9 +257,15 @@ def test_a_process_that_was_forked_off_leaves_the_ring_alone(pairs: list[Pair]) 
     writes.close()
 
 
+@pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("takes", [0, 1, MANY - 1, -1])
 def test_what_the_kernel_does_not_take_is_written_all_the_same(
-    ring: Ring | None, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, takes: int
+    ring: Ring | None,
+    pairs: list[Pair],
+    order: Callable[[], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    takes: int,
+    backwards: bool,
 ) -> None:
     if ring is None:
         return
@@ -222,12 +275,17 @@ def test_what_the_kernel_does_not_take_is_written_all_the_same(
         ctypes.set_errno(errno.EAGAIN)
         return enter(number, descriptor, takes, *rest) if takes > 0 else takes
 
+    expected = list(range(MANY))[:: -1 if backwards else 1]
     for turn in range(3 * ENTRIES // MANY):
-        chunk = b"turn %d" % turn
-        pairs[0].there.close()
         # As it goes between: what was not taken is not written later.
         monkeypatch.setattr(ring, "_syscall", poor if turn % 2 else enter)
-        assert ring.write(descriptors_of(pairs), chunk) == [(0, 0)]
+        assert ring.write(descriptors_of(pairs), b"turn %d" % turn, backwards) == []
+        assert order() == expected
+    pairs[0].there.close()
+    for turn in range(3 * ENTRIES // MANY):
+        chunk = b"turn %d" % turn
+        monkeypatch.setattr(ring, "_syscall", poor if turn % 2 else enter)
+        assert ring.write(descriptors_of(pairs), chunk, backwards) == [(0, 0)]
         assert {pair.arrived() for pair in pairs[1:]} == {chunk}
     assert not ring.closed
 
@@ -426,10 +484,10 @@ async def test_it_is_opened_when_it_is_needed_and_wanted(
     async with realtime.run():
         assert realtime._running is not None
         hub = realtime._running.runtime.hub
-        hub.write_all(descriptors[: WORTHWHILE - 1], b"few;")
+        hub.write_all(descriptors[: WORTHWHILE - 1], b"few;", False)
         assert open_rings() == before
-        hub.write_all(descriptors, b"many;")
+        hub.write_all(descriptors, b"many;", False)
         assert (open_rings() > before) == (wanted and offered)
     assert open_rings() == before
-    hub.write_all(descriptors, b"late")
+    hub.write_all(descriptors, b"late", False)
     assert pairs[0].arrived() == b"few;many;late"
