@@ -48,6 +48,8 @@
 
 #define READ_SIZE (1u << 20)
 #define MAX_FRAME (16u << 20)
+#define SMALL 536u /* bytes below which a segment does not change what Linux takes for a full one (TCP_MSS_DEFAULT) */
+#define BURST 16
 #define MAX_STEPS 32
 #define MAX_LIST 16
 #define RING 4096u
@@ -78,6 +80,7 @@ struct conn {
     bool deflate;     /* permessage-deflate was agreed on */
     bool takeover;    /* ... and the server keeps its window from message to message */
     bool wants_write; /* EPOLLOUT is on */
+    bool acks_first;  /* what it reads next is acknowledged at once */
     int step;
     uint32_t filled;
     uint64_t *expected; /* the next sequence number, by publisher */
@@ -140,7 +143,7 @@ static int receivers;
 static int due; /* publications to send when the current read has been handled */
 static int turn_publisher;
 static bool publishing;
-static uint64_t received_bytes, reordered, deliveries, completed, outstanding, others, pings, subprotocol_chosen, deflate_chosen;
+static uint64_t received_bytes, reads, reordered, deliveries, completed, outstanding, others, pings, subprotocol_chosen, deflate_chosen;
 static bool returning; /* a storm: the second dialogue is spoken */
 static uint64_t now;
 static bool spin = true;
@@ -672,6 +675,8 @@ static size_t upgraded(struct conn *c, char *p, size_t len) {
     return (size_t)(end + 4 - p);
 }
 
+static void ack_first(struct conn *c);
+
 static void on_readable(struct conn *c) {
     size_t carried = c->carry_len;
     if (carried + READ_SIZE > buffer_cap) {
@@ -683,6 +688,8 @@ static void on_readable(struct conn *c) {
     if (n <= 0)
         fail("connection %d: %s in state %d", index_of(c), n == 0 ? "closed by the server" : strerror(errno), c->state);
     received_bytes += (uint64_t)n;
+    reads++;
+    if (c->acks_first) ack_first(c);
     if (carried > 0) memcpy(buffer, c->carry, carried);
     size_t len = carried + (size_t)n, used = 0;
     if (c->state == UPGRADING) used = upgraded(c, buffer, len);
@@ -695,6 +702,30 @@ static void on_readable(struct conn *c) {
         }
         memcpy(c->carry, buffer + used, c->carry_len);
     }
+}
+
+/* ------------------------------------------------------------------ acknowledging */
+
+static void quick_acks(const struct conn *c, int on) {
+    if (setsockopt(c->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on) != 0) fail("TCP_QUICKACK: %s", strerror(errno));
+}
+
+/* Linux acknowledges each read of a client that only listens, which costs as much as the rest of the read, and every other one
+ * of a client that talks as well. While what they get at once is small, receivers are made to be like those. What is not, of
+ * that the kernel acknowledges every other segment as it arrives, which is on the sender's core: it goes by the largest one it
+ * has seen (see `burst`). Half of them begin with an acknowledgement: else all would send theirs in the same round, and the
+ * generator would keep up in every other one only. A pause of 40 ms ends it. */
+static void delay_acks(bool delay) {
+    for (int i = 0; i < connections; i++) {
+        quick_acks(&conns[i], !delay);
+        conns[i].acks_first = delay && i % 2 == 1;
+    }
+}
+
+static void ack_first(struct conn *c) {
+    c->acks_first = false;
+    quick_acks(c, 1);
+    quick_acks(c, 0);
 }
 
 /* ------------------------------------------------------------------ connecting */
@@ -903,7 +934,10 @@ static void slice(void) {
     publishing = true;
     due = in_flight;
     publish_due();
-    run_whole(clock_ns() + (uint64_t)(warmup * 1e9));
+    uint64_t had = received_bytes, had_reads = reads;
+    run_whole(clock_ns() + (uint64_t)(warmup * 5e8));
+    delay_acks(received_bytes - had < SMALL * (reads - had_reads));
+    run_whole(clock_ns() + (uint64_t)(warmup * 5e8));
     sampling = true;
     uint64_t was_delivered = deliveries, was_completed = completed, was_received = received_bytes;
     struct span s = mark();
@@ -951,11 +985,20 @@ static int next_command(void) {
     }
 }
 
+/* Several broadcasts at once, before anything is measured: whoever puts messages together sends larger segments than those that
+ * `delay_acks` is for. */
+static void burst(void) {
+    due = BURST;
+    publish_due();
+    drain();
+}
+
 static void fanout(void) {
     struct span setup = mark();
     open_all(total, concurrency);
     double setup_seconds = (double)(clock_ns() - setup.start) / 1e9;
     receivers = connections;
+    burst();
     if (!commanded) {
         slice();
         run_until(clock_ns() + 100000000u); /* nothing may come after it */
