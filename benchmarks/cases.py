@@ -502,7 +502,7 @@ CASES: dict[str, Case] = {
                     *("realtime", "realtime-v1", "bun", "ws", "socketio", "sansio-loop"),
                     *("litestar", "python-socketio", "channels"),
                 ),
-                repeat=15,
+                repeat=24,
                 warmup=LEAD_IN,
                 seconds=0.4,
             ),

@@ -48,8 +48,7 @@
 
 #define READ_SIZE (1u << 20)
 #define MAX_FRAME (16u << 20)
-#define SMALL 536u /* bytes below which a segment does not change what Linux takes for a full one (TCP_MSS_DEFAULT) */
-#define BURST 16
+#define SEVERAL 16
 #define MAX_STEPS 32
 #define MAX_LIST 16
 #define RING 4096u
@@ -406,6 +405,37 @@ static void complete(struct slot *s) {
     if (publishing) due++;
 }
 
+/* ------------------------------------------------------------------ acknowledging */
+
+static void quick_acks(const struct conn *c, int on) {
+    if (setsockopt(c->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on) != 0) fail("TCP_QUICKACK: %s", strerror(errno));
+}
+
+/* Linux acknowledges each read of a client that only listens, which costs as much as the rest of the read, and every other one
+ * of a client that talks as well, unless it takes 40 ms to come. `delay` makes receivers like those. Half of them begin with an
+ * acknowledgement: else all would send theirs in the same round, and the generator would keep up in every other one only. */
+static void delay_acks(bool delay) {
+    for (int i = 0; i < connections; i++) {
+        quick_acks(&conns[i], !delay);
+        conns[i].acks_first = delay && i % 2 == 1;
+    }
+}
+
+/* Whether two reads of so many bytes are less than what the kernel takes for a full segment, the largest it has seen of late. Of
+ * what is more, it acknowledges every other one as it arrives, which is on the sender's core. */
+static bool may_delay(uint64_t size) {
+    struct tcp_info info;
+    socklen_t len = sizeof info;
+    if (getsockopt(conns[0].fd, IPPROTO_TCP, TCP_INFO, &info, &len) != 0) fail("TCP_INFO: %s", strerror(errno));
+    return 2 * size <= info.tcpi_rcv_mss;
+}
+
+static void ack_first(struct conn *c) {
+    c->acks_first = false;
+    quick_acks(c, 1);
+    quick_acks(c, 0);
+}
+
 /* ------------------------------------------------------------------ reading */
 
 /* --unordered: `seq` has arrived, in order; what comes after it may have arrived before. */
@@ -675,8 +705,6 @@ static size_t upgraded(struct conn *c, char *p, size_t len) {
     return (size_t)(end + 4 - p);
 }
 
-static void ack_first(struct conn *c);
-
 static void on_readable(struct conn *c) {
     size_t carried = c->carry_len;
     if (carried + READ_SIZE > buffer_cap) {
@@ -702,30 +730,6 @@ static void on_readable(struct conn *c) {
         }
         memcpy(c->carry, buffer + used, c->carry_len);
     }
-}
-
-/* ------------------------------------------------------------------ acknowledging */
-
-static void quick_acks(const struct conn *c, int on) {
-    if (setsockopt(c->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on) != 0) fail("TCP_QUICKACK: %s", strerror(errno));
-}
-
-/* Linux acknowledges each read of a client that only listens, which costs as much as the rest of the read, and every other one
- * of a client that talks as well. While what they get at once is small, receivers are made to be like those. What is not, of
- * that the kernel acknowledges every other segment as it arrives, which is on the sender's core: it goes by the largest one it
- * has seen (see `burst`). Half of them begin with an acknowledgement: else all would send theirs in the same round, and the
- * generator would keep up in every other one only. A pause of 40 ms ends it. */
-static void delay_acks(bool delay) {
-    for (int i = 0; i < connections; i++) {
-        quick_acks(&conns[i], !delay);
-        conns[i].acks_first = delay && i % 2 == 1;
-    }
-}
-
-static void ack_first(struct conn *c) {
-    c->acks_first = false;
-    quick_acks(c, 1);
-    quick_acks(c, 0);
 }
 
 /* ------------------------------------------------------------------ connecting */
@@ -936,7 +940,7 @@ static void slice(void) {
     publish_due();
     uint64_t had = received_bytes, had_reads = reads;
     run_whole(clock_ns() + (uint64_t)(warmup * 5e8));
-    delay_acks(received_bytes - had < SMALL * (reads - had_reads));
+    delay_acks(may_delay((received_bytes - had) / (reads - had_reads)));
     run_whole(clock_ns() + (uint64_t)(warmup * 5e8));
     sampling = true;
     uint64_t was_delivered = deliveries, was_completed = completed, was_received = received_bytes;
@@ -952,6 +956,7 @@ static void slice(void) {
     tally.broadcasts += completed - was_completed;
     tally.bytes += received_bytes - was_received;
     drain();
+    delay_acks(false);
 }
 
 static void report_slices(double setup_seconds) {
@@ -985,10 +990,11 @@ static int next_command(void) {
     }
 }
 
-/* Several broadcasts at once, before anything is measured: whoever puts messages together sends larger segments than those that
- * `delay_acks` is for. */
-static void burst(void) {
-    due = BURST;
+/* Several broadcasts at once, before anything is measured, where they are small: of a server that puts messages together the
+ * kernel has seen a segment then beside which those of fewer are small (`may_delay`). */
+static void open_with_several(void) {
+    if (payload_size >= 1024) return;
+    due = SEVERAL;
     publish_due();
     drain();
 }
@@ -998,7 +1004,7 @@ static void fanout(void) {
     open_all(total, concurrency);
     double setup_seconds = (double)(clock_ns() - setup.start) / 1e9;
     receivers = connections;
-    burst();
+    open_with_several();
     if (!commanded) {
         slice();
         run_until(clock_ns() + 100000000u); /* nothing may come after it */

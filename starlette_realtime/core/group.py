@@ -27,9 +27,9 @@ class Group(dict[Outbox, Receiver]):
     For most of them a write concerns nothing but their socket. Their descriptors are kept beside
     them, so that it takes no step of Python for each.
 
-    Every other write begins with the last of them. What the kernel keeps of hundreds of sockets is
-    more than a processor's cache holds: who always begins with the first one finds nothing left
-    there of any. And nobody is always the last one.
+    Every other write begins with the last of them, so nobody is always the last one. And what the
+    kernel keeps of hundreds of sockets is more than a processor's cache holds: a write that always
+    began with the first one would find nothing of it there.
     """
 
     __slots__ = ("_backwards", "_descriptors", "_places", "_ready")
