@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ from .process import (
     generate,
     read_report,
     redis,
+    resting,
     serve,
     settle,
 )
@@ -276,15 +277,8 @@ def by_turns(bench: Bench, number: int, k: int, up: dict[str, Stand]) -> dict[st
         core, _ = cores()
         pids = [pid for stand in up.values() for pid in stand.server.pids]
         begun, busy, used = time.monotonic(), core_seconds(core), cpu_seconds(pids)
-        reports: dict[str, Report] = {}
-        # Always round and round, never there and back: of a core that it shares the scheduler gives
-        # more to who has rested, so all must rest equally long.
-        while waiting := [name for name in up if name not in reports]:
-            for name in in_turn(waiting, number):
-                stand, variant = up[name], f"{k} in flight"
-                with bench.guarded(number, name, variant, out_of=up), explained(stand.server):
-                    if stand.crowd.measure(k) >= bench.parameters.seconds:
-                        reports[name] = stand.crowd.report()
+        with resting([stand.server for stand in up.values()]) as awake:
+            reports = _slices(bench, number, k, up, awake)
         others = core_seconds(core) - busy - (cpu_seconds(pids) - used)
         for report in reports.values():
             report["others_cpu"] = others / (time.monotonic() - begun)
@@ -292,6 +286,29 @@ def by_turns(bench: Bench, number: int, k: int, up: dict[str, Stand]) -> dict[st
         if not again or not any(report["disturbed"] for report in reports.values()):
             return {name: reports[name] for name in up}
     raise AssertionError("unreachable")
+
+
+def _slices(
+    bench: Bench,
+    number: int,
+    k: int,
+    up: dict[str, Stand],
+    awake: Callable[[Server], AbstractContextManager[None]],
+) -> dict[str, Report]:
+    reports: dict[str, Report] = {}
+    # Always round and round, never there and back: of a core that it shares the scheduler gives
+    # more to who has rested, so all must rest equally long.
+    while waiting := [name for name in up if name not in reports]:
+        for name in in_turn(waiting, number):
+            stand, variant = up[name], f"{k} in flight"
+            with (
+                bench.guarded(number, name, variant, out_of=up),
+                explained(stand.server),
+                awake(stand.server),
+            ):
+                if stand.crowd.measure(k) >= bench.parameters.seconds:
+                    reports[name] = stand.crowd.report()
+    return reports
 
 
 def _connect(bench: Bench) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -124,6 +125,39 @@ def serve(
                 except ProcessLookupError:
                     pass
             process.wait(5)
+
+
+@contextmanager
+def resting(
+    servers: Sequence[Server],
+) -> Iterator[Callable[[Server], AbstractContextManager[None]]]:
+    """Stop servers while they wait for their turn: they have timers, each of which costs whoever is
+    measured what is in the caches, too.
+
+    Yields:
+        a context in which one of them goes on.
+    """
+    pids = {server.port: server.pids for server in servers}
+
+    def tell(number: signal.Signals, *those: Server) -> None:
+        for server in those:
+            for pid in pids[server.port]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    @contextmanager
+    def awake(server: Server) -> Iterator[None]:
+        tell(signal.SIGCONT, server)
+        try:
+            yield
+        finally:
+            tell(signal.SIGSTOP, server)
+
+    try:
+        tell(signal.SIGSTOP, *servers)
+        yield awake
+    finally:
+        tell(signal.SIGCONT, *servers)
 
 
 def settle(servers: Sequence[Server], seconds: float = 5.0) -> None:

@@ -98,10 +98,12 @@ class Machine:
 
     def stands(self, **slices: float) -> dict[str, Any]:
         """Return peers, each with the length of its slices."""
-        server = SimpleNamespace(pids=[], said=str)
         return {
-            name: SimpleNamespace(server=server, crowd=FakeCrowd(self, name, length))
-            for name, length in slices.items()
+            name: SimpleNamespace(
+                server=SimpleNamespace(port=port, pids=[], said=str),
+                crowd=FakeCrowd(self, name, length),
+            )
+            for port, (name, length) in enumerate(slices.items())
         }
 
 
