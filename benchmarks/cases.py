@@ -136,13 +136,18 @@ class Bench:
         for block in blocks(self.parameters.repeat):
             with ExitStack() as stack:
                 up: dict[str, T] = {}
+                stacks: dict[str, ExitStack] = {}
                 for name in self.parameters.peers:
+                    stacks[name] = stack.enter_context(ExitStack())
                     with self.guarded(block[0], name):
-                        up[name] = start(stack, PEERS[name])
+                        up[name] = start(stacks[name], PEERS[name])
                 for number in block:
                     if number == block[0] + 1:
                         for name in [name for name in up if PEERS[name].slow]:
                             del up[name]
+                    # Who takes no part is not to run beside the others.
+                    for name in stacks.keys() - up.keys():
+                        stacks.pop(name).close()
                     yield number, up
 
     @contextmanager
@@ -255,6 +260,8 @@ def _fanout(bench: Bench) -> None:
         server = stack.enter_context(serve(peer))
         command = arguments([server], peer.dialect, bench.tokens, ordered=peer.ordered)
         command += [str(one) for one in ("--mode", "fanout", "--connections", p.connections)]
+        # While one waits for what is lost the others rest: not for longer than heartbeats may.
+        command += ["--timeout", "20"]
         command += [str(one) for one in (*bench.window(), "--seconds", min(SLICE, p.seconds))]
         with explained(server):
             clients = stack.enter_context(crowd(command))

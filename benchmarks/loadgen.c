@@ -412,8 +412,9 @@ static void quick_acks(const struct conn *c, int on) {
 }
 
 /* Linux acknowledges each read of a client that only listens, which costs as much as the rest of the read, and every other one
- * of a client that talks as well, unless it takes 40 ms to come. `delay` makes receivers like those. Half of them begin with an
- * acknowledgement: else all would send theirs in the same round, and the generator would keep up in every other one only. */
+ * of a client that talks as well. `delay` makes receivers like those, until one has had to acknowledge because nothing came for
+ * 40 ms. Half of them begin with an acknowledgement: else all would send theirs in the same round, and the generator would keep up
+ * in every other one only. */
 static void delay_acks(bool delay) {
     for (int i = 0; i < connections; i++) {
         quick_acks(&conns[i], !delay);

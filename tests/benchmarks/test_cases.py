@@ -81,8 +81,14 @@ def test_a_peer_that_does_not_start_stops_nobody_else() -> None:
 
 def test_a_slow_peer_is_measured_in_the_first_round_of_a_block() -> None:
     bench = bench_of("realtime", "channels", repeat=6)
-    rounds = [number for number, up in bench.side_by_side(counting([])) if "channels" in up]
-    assert rounds == [0, 2, 4]
+    stopped: list[int] = []
+    rounds = [
+        (number, "channels" in up, list(stopped))
+        for number, up in bench.side_by_side(counting(stopped))
+    ]
+    assert [number for number, takes_part, _ in rounds if takes_part] == [0, 2, 4]
+    # In the other rounds it does not run beside the others.
+    assert [ended for _, _, ended in rounds[:3]] == [[], [1], [1, 0]]
 
 
 class Machine:

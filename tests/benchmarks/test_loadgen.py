@@ -139,17 +139,19 @@ def test_receivers_acknowledge_every_other_small_segment(loadgen: Path) -> None:
         command = [str(loadgen), "--port", str(listener.getsockname()[1]), "--connections", "4"]
         command += ["--publish", "{payload}", "--warmup", "0.1", "--seconds", "0.3"]
         with crowd_of(command, listener, 4) as (clients, sockets):
-            sent, heard = 0, 0
-            for _ in range(3):
+            shares = []
+            for _ in range(5):
                 before = [segments(one) for one in sockets[1:]]
                 clients.measure(1)
-                for (was_sent, was_heard), one in zip(before, sockets[1:], strict=True):
-                    now_sent, now_heard = segments(one)
-                    sent += now_sent - was_sent
-                    heard += now_heard - was_heard
-    assert sent > 100
-    # During the warm-up's first half they acknowledge all.
-    assert heard < sent * 0.75
+                after = [segments(one) for one in sockets[1:]]
+                sent, heard = (
+                    sum(now[which] - was[which] for was, now in zip(before, after, strict=True))
+                    for which in (0, 1)
+                )
+                assert sent > 30
+                shares.append(heard / sent)
+    # During the warm-up's first half they acknowledge all, and after a pause of 40 ms, too.
+    assert min(shares) < 0.75
 
 
 def segments(server: socket.socket) -> tuple[int, int]:
@@ -271,7 +273,7 @@ def test_a_ping_between_deliveries_is_answered(loadgen: Path) -> None:
         pytest.param(
             lambda p: [frame(p + p)], f"expected number {WRONG + 1}", id="twice in one object"
         ),
-        pytest.param(lambda p: [], "never arrived|nothing was delivered", id="lost"),
+        pytest.param(lambda p: [], "never arrived", id="lost"),
         pytest.param(lambda p: [frame(p[:-1] + b"!")], f"expected number {WRONG}", id="changed"),
         pytest.param(lambda p: [frame(p[:40])], f"expected number {WRONG}", id="cut short"),
         pytest.param(lambda p: [struct.pack("!BBH", 0x88, 2, 4502)], "4502", id="closed"),
