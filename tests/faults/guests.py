@@ -316,6 +316,9 @@ class Guest:
 
     def _event(self, room: Room, message: dict[str, Any]) -> None:
         assert room.position is not None
+        if self._leaving:
+            # In the end all leave, and who still hears of whom is chance.
+            return
         if message["offset"] <= room.position["offset"]:
             room.duplicates += 1
             return
