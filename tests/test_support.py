@@ -17,7 +17,8 @@ from tests.support import echo
 from tests.support.browser import PageFactory
 from tests.support.loops import both_loops
 from tests.support.ports import Certificate, accepts
-from tests.support.redis_server import RedisServer
+from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_server import RedisServer, redis_binary
 from tests.support.server import LiveServer, ServerProcess, is_closing
 from tests.support.wsclient import NativeClient, NativeClosed, NativeError, matches
 from tests.transports.helpers import until
@@ -204,6 +205,38 @@ def test_own_redis_may_keep_what_it_has(own_redis: Callable[..., RedisServer]) -
     assert redis.command_line("GET", "a") == b"$1\r\n1\r\n"
     redis.restart()
     assert redis.command_line("GET", "a") == b"$1\r\n1\r\n"
+
+
+def test_a_port_that_another_redis_took_is_left_to_it(
+    own_redis: Callable[..., RedisServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = own_redis()
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.support.redis_server.free_port", lambda below: other.port)
+        server = RedisServer(tmp_path)
+    assert server.port == other.port
+    with server:
+        assert server.port != other.port
+        assert b"+PONG" in server.command_line("PING")
+
+
+def test_a_cluster_that_does_not_come_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if redis_binary() is None:
+        pytest.skip("redis-server is not installed")
+    cluster = RedisCluster(tmp_path)
+    wait, folders = cluster.wait_until_whole, []
+
+    def never_at_first(seconds: float) -> None:
+        folders.append(cluster.servers[0].folder)
+        wait(0 if len(folders) == 1 else seconds)
+
+    monkeypatch.setattr(cluster, "wait_until_whole", never_at_first)
+    with pytest.warns(UserWarning, match="(?s)a second Redis Cluster.*cluster_state"), cluster:
+        assert folders[0] != folders[1] == cluster.servers[0].folder
+        assert cluster.owner(0).running
+    assert not any(server.running for server in cluster.servers)
 
 
 def test_replica_and_sentinel(own_redis: Callable[..., RedisServer]) -> None:

@@ -142,5 +142,10 @@ class RedisServer(Process):
         with contextlib.suppress(OSError):
             # Any answer but "I am loading": a password may be asked for, a Sentinel says PONG too.
             answer = self.command_line("PING", timeout=1)
-            return answer != b"" and not answer.startswith(b"-LOADING")
+            return answer != b"" and not answer.startswith(b"-LOADING") and self._is_ours()
         return False
+
+    def _is_ours(self) -> bool:
+        """Whether it is this process that has the port, not another test's that chose the same."""
+        answer = self.command_line("INFO", "server", timeout=1)
+        return answer.startswith(b"-NOAUTH") or f"process_id:{self.pid}\r\n".encode() in answer
