@@ -52,6 +52,8 @@
 #define MAX_STEPS 32
 #define MAX_LIST 16
 #define RING 4096u
+#define ACK_NS 5000u /* for how many acknowledgements there is time: what one takes, and some more */
+#define MAX_CACHED (64u << 10)
 #define MARK "~RB"
 #define HEAD 15u /* marker, publisher, sequence */
 #define MAX_SAMPLES (4u << 20)
@@ -80,6 +82,8 @@ struct conn {
     bool takeover;    /* ... and the server keeps its window from message to message */
     bool wants_write; /* EPOLLOUT is on */
     bool acks_first;  /* what it reads next is acknowledged at once */
+    bool acks_later;  /* what it reads is acknowledged when there is time */
+    bool unacked;     /* it waits for that */
     int step;
     uint32_t filled;
     uint64_t *expected; /* the next sequence number, by publisher */
@@ -159,7 +163,7 @@ static struct cached {
     uint64_t from; /* expected + 1; 0: empty */
     uint32_t len, advance;
     char *bytes;
-} *cache; /* compressed frames already inflated and checked, by the sequence number they begin at */
+} *cache; /* frames that came together and were checked, by the sequence number they begin at */
 
 static uint64_t clock_ns(void) {
     struct timespec t;
@@ -407,19 +411,27 @@ static void complete(struct slot *s) {
 
 /* ------------------------------------------------------------------ acknowledging */
 
+static struct conn **unacked; /* a ring: those that are to acknowledge when there is time */
+static int unacked_first, unacked_count;
+
 static void quick_acks(const struct conn *c, int on) {
     if (setsockopt(c->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on) != 0) fail("TCP_QUICKACK: %s", strerror(errno));
 }
 
-/* Linux acknowledges each read of a client that only listens, which costs as much as the rest of the read, and every other one
- * of a client that talks as well. `delay` makes receivers like those, until one has had to acknowledge because nothing came for
- * 40 ms. Half of them begin with an acknowledgement: else all would send theirs in the same round, and the generator would keep up
- * in every other one only. */
-static void delay_acks(bool delay) {
+/* Linux acknowledges each read of a client that only listens, which costs as much as the rest of the read. That is what receivers
+ * begin with, and what they do when nothing is measured. */
+static void ack_at_once(void) {
     for (int i = 0; i < connections; i++) {
-        quick_acks(&conns[i], !delay);
-        conns[i].acks_first = delay && i % 2 == 1;
+        struct conn *c = &conns[i];
+        quick_acks(c, 1);
+        c->acks_first = c->acks_later = c->unacked = false;
     }
+    unacked_count = 0;
+}
+
+static void ack(const struct conn *c) {
+    quick_acks(c, 1);
+    quick_acks(c, 0);
 }
 
 /* Whether two reads of so many bytes are less than what the kernel takes for a full segment, the largest it has seen of late. Of
@@ -431,10 +443,41 @@ static bool may_delay(uint64_t size) {
     return 2 * size <= info.tcpi_rcv_mss;
 }
 
-static void ack_first(struct conn *c) {
-    c->acks_first = false;
-    quick_acks(c, 1);
-    quick_acks(c, 0);
+/* Of a client that talks as well, every other read is acknowledged. That makes receivers like those, until one has had to
+ * acknowledge because nothing came for 40 ms. Half of them begin with an acknowledgement: else all would send theirs in the same
+ * round, and the generator would keep up in every other one only. */
+static void ack_every_other(void) {
+    for (int i = 0; i < connections; i++) {
+        quick_acks(&conns[i], 0);
+        conns[i].acks_first = i % 2 == 1;
+    }
+}
+
+/* Some receivers acknowledge when there is nothing to read, which is while the server thinks: as many as there is time for. If the
+ * generator is idle even so, it is not what the server waits for. */
+static void ack_in_pauses(int some) {
+    if (some > connections) some = connections;
+    for (int i = 0; i < connections; i++) {
+        conns[i].acks_later = (int64_t)(i + 1) * some / connections > (int64_t)i * some / connections;
+        quick_acks(&conns[i], !conns[i].acks_later);
+    }
+}
+
+static void ack_later(struct conn *c) {
+    if (c->unacked) return;
+    c->unacked = true;
+    unacked[(unacked_first + unacked_count++) % connections] = c;
+}
+
+/* Acknowledges what has waited longest; returns whether anything did. */
+static bool ack_next(void) {
+    if (unacked_count == 0) return false;
+    struct conn *c = unacked[unacked_first];
+    unacked_first = (unacked_first + 1) % connections;
+    unacked_count--;
+    c->unacked = false;
+    ack(c);
+    return true;
 }
 
 /* ------------------------------------------------------------------ reading */
@@ -587,21 +630,6 @@ static void objects(struct conn *c, const char *p, size_t len) {
 
 #ifdef HAVE_ZLIB
 static void compressed(struct conn *c, const char *p, size_t len) {
-    struct cached *known = NULL;
-    uint64_t before = c->expected[0];
-    if (!c->takeover && !unordered && publishers == 1 && c->state == LIVE) {
-        known = &cache[before % RING];
-        /* Another connection had the same bytes at the same place, and they were right. */
-        if (known->from == before + 1 && known->len == len && memcmp(known->bytes, p, len) == 0) {
-            c->expected[0] = before + known->advance;
-            deliveries += known->advance;
-            for (uint32_t i = 0; i < known->advance; i++) {
-                struct slot *s = slot_of(0, before + i);
-                if (--s->remaining == 0) complete(s);
-            }
-            return;
-        }
-    }
     if (c->inflater == NULL) {
         c->inflater = must(calloc(1, sizeof *c->inflater));
         if (inflateInit2(c->inflater, -15) != Z_OK) fail("inflateInit2");
@@ -627,15 +655,7 @@ static void compressed(struct conn *c, const char *p, size_t len) {
         } while (z->avail_in > 0 || z->avail_out == 0);
     }
     if (!c->takeover) inflateReset(z);
-    uint64_t heard = others + pings;
     objects(c, inflated, used);
-    if (known != NULL && heard == others + pings && c->expected[0] > before) {
-        known->bytes = must(realloc(known->bytes, len));
-        memcpy(known->bytes, p, len);
-        known->len = (uint32_t)len;
-        known->from = before + 1;
-        known->advance = (uint32_t)(c->expected[0] - before);
-    }
 }
 #endif
 
@@ -686,6 +706,40 @@ static size_t frames(struct conn *c, const char *start, size_t len) {
     return (size_t)(p - start);
 }
 
+/* What another connection had at the same place was right, so the same bytes are. Returns how many those are, at the beginning of p. */
+static size_t known_frames(struct conn *c, const char *p, size_t len) {
+    uint64_t from = c->expected[0];
+    const struct cached *known = &cache[from % RING];
+    if (known->from != from + 1 || known->len > len || memcmp(known->bytes, p, known->len) != 0) return 0;
+    c->expected[0] = from + known->advance;
+    deliveries += known->advance;
+    for (uint32_t i = 0; i < known->advance; i++) {
+        struct slot *s = slot_of(0, from + i);
+        if (--s->remaining == 0) complete(s);
+    }
+    return known->len;
+}
+
+static void remember_frames(const char *p, size_t len, uint64_t from, uint64_t to) {
+    if (len > MAX_CACHED) return;
+    struct cached *place = &cache[from % RING];
+    place->bytes = must(realloc(place->bytes, len));
+    memcpy(place->bytes, p, len);
+    place->len = (uint32_t)len;
+    place->from = from + 1;
+    place->advance = (uint32_t)(to - from);
+}
+
+/* `frames`, where all connections are sent the same: what comes first to one of them is looked into, and compared for the others. */
+static size_t shared_frames(struct conn *c, const char *p, size_t len) {
+    size_t used = known_frames(c, p, len);
+    if (used == len) return len;
+    uint64_t from = c->expected[0], heard = others + pings;
+    size_t more = frames(c, p + used, len - used);
+    if (heard == others + pings && c->expected[0] > from) remember_frames(p + used, more, from, c->expected[0]);
+    return used + more;
+}
+
 /* The answer to the upgrade. Returns its length, 0 if it has not ended yet. */
 static size_t upgraded(struct conn *c, char *p, size_t len) {
     char *end = memmem(p, len, "\r\n\r\n", 4);
@@ -718,11 +772,18 @@ static void on_readable(struct conn *c) {
         fail("connection %d: %s in state %d", index_of(c), n == 0 ? "closed by the server" : strerror(errno), c->state);
     received_bytes += (uint64_t)n;
     reads++;
-    if (c->acks_first) ack_first(c);
+    if (c->acks_first) {
+        c->acks_first = false;
+        ack(c);
+    }
+    if (c->acks_later) ack_later(c);
     if (carried > 0) memcpy(buffer, c->carry, carried);
     size_t len = carried + (size_t)n, used = 0;
     if (c->state == UPGRADING) used = upgraded(c, buffer, len);
-    if (c->state > UPGRADING) used += frames(c, buffer + used, len - used);
+    if (c->state > UPGRADING) {
+        bool shared = c->state == LIVE && publishers == 1 && !unordered && !(c->deflate && c->takeover);
+        used += (shared ? shared_frames : frames)(c, buffer + used, len - used);
+    }
     c->carry_len = len - used;
     if (c->carry_len > 0) {
         if (c->carry_len > c->carry_cap) {
@@ -804,8 +865,9 @@ static void turn(int timeout) {
     uint64_t asked = spin ? clock_ns() : 0;
     if (spin && sparse) {
         uint64_t until = asked + pause_ns, at = asked;
+        while (at < until && ack_next()) at = clock_ns();
+        if (at < until) idle_ns += until - at;
         while (at < until) at = clock_ns();
-        idle_ns += pause_ns;
         asked = at;
     }
     int n = epoll_wait(poller, events, 512, spin ? 0 : timeout);
@@ -939,9 +1001,10 @@ static void slice(void) {
     publishing = true;
     due = in_flight;
     publish_due();
-    uint64_t had = received_bytes, had_reads = reads;
+    uint64_t had = received_bytes, had_reads = reads, had_idle = idle_ns, had_completed = completed;
     run_whole(clock_ns() + (uint64_t)(warmup * 5e8));
-    delay_acks(may_delay((received_bytes - had) / (reads - had_reads)));
+    if (may_delay((received_bytes - had) / (reads - had_reads))) ack_every_other();
+    else ack_in_pauses((int)((idle_ns - had_idle) * (uint64_t)in_flight / (completed - had_completed) / ACK_NS));
     run_whole(clock_ns() + (uint64_t)(warmup * 5e8));
     sampling = true;
     uint64_t was_delivered = deliveries, was_completed = completed, was_received = received_bytes;
@@ -957,7 +1020,7 @@ static void slice(void) {
     tally.broadcasts += completed - was_completed;
     tally.bytes += received_bytes - was_received;
     drain();
-    delay_acks(false);
+    ack_at_once();
 }
 
 static void report_slices(double setup_seconds) {
@@ -1271,6 +1334,7 @@ int main(int argc, char **argv) {
     dialogue_ns = must(calloc((size_t)total, sizeof *dialogue_ns));
     last_step_ns = must(calloc((size_t)total, sizeof *last_step_ns));
     cache = must(calloc(RING, sizeof *cache));
+    unacked = must(calloc((size_t)connections, sizeof *unacked));
     receivers = connections;
     spin = mode != IDLE;
     now = clock_ns();
