@@ -98,6 +98,16 @@ class State(Enum):
 _NEW, _ASKED, _DENYING, _OPEN, _CLOSING, _OVER = State
 
 
+_WRITING_AT_ONCE = {
+    "asyncio.selector_events._SelectorSocketTransport",
+    "uvloop.loop.TCPTransport",
+    "uvloop.loop.UnixTransport",
+}
+"""Transports that write what they get before they return, unless something waits in their buffer;
+that they tell as soon as it does, with a limit of 0 (for uvloop: handles/stream.pyx,
+`_initiate_write`). They close their socket after `connection_lost`."""
+
+
 class _Buffers(threading.local):
     """What sockets are read into, one for each thread. Its content is taken before another read.
 
@@ -677,7 +687,8 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def descriptor(self) -> int:
         """The socket's file descriptor if writing to it is just what the transport would do; -1 for
         TLS and for other event loops, whose transports may hold bytes back elsewhere."""
-        if type(self._transport).__module__ != "asyncio.selector_events":
+        kind = type(self._transport)
+        if f"{kind.__module__}.{kind.__qualname__}" not in _WRITING_AT_ONCE:
             return -1
         sock = self._transport.get_extra_info("socket")
         return -1 if sock is None else int(sock.fileno())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -28,6 +29,14 @@ from starlette_realtime.wires import native as wires
 
 MEMBERS = FAST_FROM + 1
 WIRE = wires.FRAME[0]
+
+
+def new_loop(name: str) -> asyncio.AbstractEventLoop:
+    if name == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
 
 
 @dataclass
@@ -93,6 +102,7 @@ async def play(steps: list[tuple[str, int, int]], write_all: WriteAll) -> None:
             write=writer.write,
             descriptor=writer.descriptor,
         )
+        assert writer.descriptor >= 0
         writer.attach(outbox, lambda: None)
         outboxes.put_nowait((outbox, writer, send))
         while (await receive())["type"] != "websocket.disconnect":
@@ -162,15 +172,19 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("way", ["one by one", "io_uring, where the system has it"])
 @settings(max_examples=25, deadline=None)
 @given(STEPS)
 def test_frames_and_ordinary_sends_keep_their_order(
-    way: str, steps: list[tuple[str, int, int]]
+    way: str, loop: str, steps: list[tuple[str, int, int]]
 ) -> None:
     writes = Writes(io_uring=way != "one by one")
     try:
-        with mock.patch.object(writing, "WORTHWHILE", 1):
-            asyncio.run(play(steps, writes.write_all))
+        with (
+            mock.patch.object(writing, "WORTHWHILE", 1),
+            asyncio.Runner(loop_factory=partial(new_loop, loop)) as runner,
+        ):
+            runner.run(play(steps, writes.write_all))
     finally:
         writes.close()

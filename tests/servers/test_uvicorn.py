@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import anyio
 import pytest
+import websockets
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,6 +82,25 @@ async def test_a_middleware_that_wraps_send_is_not_passed_by(serve: Serve, ws: s
         await client.request("join", "r")
     assert direct == [False]
     assert Counting.sent.count("websocket.send") >= 2
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("secure", [False, True])
+async def test_where_sockets_may_be_written_to(
+    serve: Serve, certificate: Certificate, secure: bool, loop: str
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        found = scope["extensions"][EXTENSION].descriptor >= 0
+        await send({"type": "websocket.send", "text": str(found)})
+        await receive()
+
+    options: dict[str, Any] = {"certificate": certificate} if secure else {}
+    server = serve(app, ws=FAST, loop=loop, lifespan="off", **options)
+    tls = {"ssl": certificate.client_context()} if secure else {}
+    async with websockets.connect(server.ws("/"), **tls) as client:
+        assert await client.recv() == str(not secure)
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])
