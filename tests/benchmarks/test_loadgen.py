@@ -134,11 +134,14 @@ def test_right_deliveries_are_counted(loadgen: Path) -> None:
     assert report["broadcasts_per_s"] == pytest.approx(report["deliveries_per_s"], rel=0.05)
 
 
-def test_receivers_acknowledge_every_other_small_segment(loadgen: Path) -> None:
+@pytest.mark.parametrize(("size", "least", "most"), [(64, 0.0, 0.75), (5000, 0.9, 1.2)])
+def test_receivers_acknowledge_every_other_small_segment_and_all_large_ones(
+    loadgen: Path, size: int, least: float, most: float
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = [str(loadgen), "--port", str(listener.getsockname()[1]), "--connections", "4"]
         command += ["--publish", "{payload}", "--warmup", "0.1", "--seconds", "0.3"]
-        with crowd_of(command, listener, 4) as (clients, sockets):
+        with crowd_of([*command, "--size", str(size)], listener, 4) as (clients, sockets):
             shares = []
             for _ in range(5):
                 before = [segments(one) for one in sockets[1:]]
@@ -151,7 +154,7 @@ def test_receivers_acknowledge_every_other_small_segment(loadgen: Path) -> None:
                 assert sent > 30
                 shares.append(heard / sent)
     # During the warm-up's first half they acknowledge all, and after a pause of 40 ms, too.
-    assert min(shares) < 0.75
+    assert least < min(shares) < most
 
 
 def segments(server: socket.socket) -> tuple[int, int]:
@@ -161,16 +164,24 @@ def segments(server: socket.socket) -> tuple[int, int]:
     return sent, received
 
 
+def unchanged(number: int, payload: bytes) -> bytes:
+    return payload
+
+
 @contextmanager
 def crowd_of(
-    command: list[str], listener: socket.socket, count: int
+    command: list[str],
+    listener: socket.socket,
+    count: int,
+    for_the_last: Callable[[int, bytes], bytes] = unchanged,
 ) -> Iterator[tuple[Crowd, list[socket.socket]]]:
-    """Give to all clients what the first one says."""
+    """Give to all clients what the first one says; to the last one what is made of it."""
     sockets: list[socket.socket] = []
 
-    def broadcast(_: int, payload: bytes) -> list[bytes]:
-        for other in sockets[1:]:
+    def broadcast(number: int, payload: bytes) -> list[bytes]:
+        for other in sockets[1:-1]:
             other.sendall(frame(payload))
+        sockets[-1].sendall(frame(for_the_last(number, payload)))
         return [frame(payload)]
 
     def serve() -> None:
@@ -289,6 +300,28 @@ def test_a_wrong_server_ends_the_run(
 
     with pytest.raises(Failed, match=complaint):
         load(loadgen, answer, "--fail", '"error"')
+
+
+@pytest.mark.parametrize("place", [5, -1])
+def test_each_connection_is_checked(loadgen: Path, place: int) -> None:
+    """Whatever others have received at the same place."""
+
+    def one_byte_off(number: int, payload: bytes) -> bytes:
+        if number < WRONG:
+            return payload
+        changed = bytearray(payload)
+        changed[place] ^= 1
+        return bytes(changed)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [str(loadgen), "--port", str(listener.getsockname()[1]), "--connections", "3"]
+        command += ["--publish", "{payload}", "--warmup", "0.1", "--seconds", "0.3"]
+        with (
+            crowd_of(command, listener, 3, one_byte_off) as (clients, _),
+            pytest.raises(Failed, match=r"connection 2: expected number"),
+        ):
+            clients.measure(1)
+            clients.report()
 
 
 def swapped() -> Answer:
