@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("case", choices=[*CASES, "all"])
     runs.add_argument("--peers", help="names from `list`, separated by commas; ours first")
     runs.add_argument("--repeat", type=int, help="rounds")
+    runs.add_argument("--close", type=int, help="further rounds, for those who come close to ours")
     runs.add_argument("--seconds", type=float, help="measured time of each run")
     runs.add_argument("--warmup", type=float, help="time before it")
     runs.add_argument("--connections", type=int)
@@ -43,7 +44,8 @@ def _parameters(case: Case, arguments: argparse.Namespace) -> Parameters:
     given = {
         name: getattr(arguments, name)
         for name in (
-            *("repeat", "seconds", "warmup", "connections", "in_flight", "payload", "publishers"),
+            *("repeat", "close", "seconds", "warmup"),
+            *("connections", "in_flight", "payload", "publishers"),
         )
         if getattr(arguments, name) is not None
     }

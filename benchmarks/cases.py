@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 from . import install
@@ -40,7 +41,7 @@ from .process import (
     serve,
     settle,
 )
-from .results import Measurement, Results
+from .results import Measurement, Results, ratios_of, variants
 from .tokens import write_tokens
 
 T = TypeVar("T")
@@ -52,6 +53,8 @@ class Parameters:
 
     peers: tuple[str, ...]
     repeat: int = 3
+    close: int = 0
+    """Further rounds, for those alone who came close to the first peer."""
     warmup: float = 1.0
     seconds: float = 4.0
     connections: int = 500
@@ -86,17 +89,19 @@ class Case:
 
 
 BLOCKS = 3
+CLOSE = 1.1
+"""How many times better or worse is close: a few rounds don't tell such a difference."""
 
 
-def blocks(rounds: int, most: int = BLOCKS) -> list[range]:
+def blocks(end: int, most: int = BLOCKS, *, start: int = 0) -> list[range]:
     """Return the numbers of the rounds, those with the same servers together.
 
     Where a process's memory happens to lie is luck that lasts as long as the process, so a
     measurement is made with several.
     """
-    groups = min(most, rounds)
-    ends = [rounds * one // groups for one in range(groups + 1)]
-    return [range(start, end) for start, end in pairwise(ends)]
+    groups = min(most, end - start)
+    ends = [start + (end - start) * one // groups for one in range(groups + 1)]
+    return [range(*each) for each in pairwise(ends)]
 
 
 def in_turn(peers: Sequence[str], number: int) -> list[str]:
@@ -121,9 +126,10 @@ class Bench:
                 yield number, PEERS[name]
 
     def side_by_side(
-        self, start: Callable[[ExitStack, Peer], T]
+        self, start: Callable[[ExitStack, Peer], T], *, metric: str = ""
     ) -> Iterator[tuple[int, dict[str, T]]]:
-        """Rounds with all peers up together, begun afresh for every block of rounds.
+        """Rounds with all peers up together, begun afresh for every block of rounds; then, if there
+        is a metric, those with the peers who come close in it.
 
         Args:
             start: starts a peer and warms it up: what compiles a program while it runs has to have
@@ -133,11 +139,25 @@ class Bench:
             The number of a round, and what `start` has made, by peer. The caller takes out whoever
             fails: its server may be broken, and the next block has a fresh one.
         """
-        for block in blocks(self.parameters.repeat):
+        p = self.parameters
+        yield from self._with_peers(p.peers, blocks(p.repeat), start)
+        rivals = self.rivals(metric) if metric and p.close else []
+        if len(rivals) > 1:
+            as_long = max(1, p.close * BLOCKS // p.repeat)
+            more = blocks(p.repeat + p.close, as_long, start=p.repeat)
+            yield from self._with_peers(rivals, more, start)
+
+    def _with_peers(
+        self,
+        peers: Sequence[str],
+        some: Sequence[range],
+        start: Callable[[ExitStack, Peer], T],
+    ) -> Iterator[tuple[int, dict[str, T]]]:
+        for block in some:
             with ExitStack() as stack:
                 up: dict[str, T] = {}
                 stacks: dict[str, ExitStack] = {}
-                for name in self.parameters.peers:
+                for name in peers:
                     stacks[name] = stack.enter_context(ExitStack())
                     with self.guarded(block[0], name):
                         up[name] = start(stacks[name], PEERS[name])
@@ -149,6 +169,19 @@ class Bench:
                     for name in stacks.keys() - up.keys():
                         stacks.pop(name).close()
                     yield number, up
+
+    def rivals(self, metric: str) -> list[str]:
+        """Return the first peer and those who come close to it in any variant."""
+        first, *others = self.parameters.peers
+
+        def close(name: str) -> bool:
+            found = (
+                ratios_of(self.measurements, first, name, variant, metric)
+                for variant in variants(self.measurements)
+            )
+            return any(1 / CLOSE <= median(ratios) <= CLOSE for ratios in found if ratios)
+
+        return [first, *filter(close, others)]
 
     @contextmanager
     def guarded(
@@ -271,7 +304,7 @@ def _fanout(bench: Bench) -> None:
             clients.report()
         return Stand(server, clients)
 
-    for number, up in bench.side_by_side(start):
+    for number, up in bench.side_by_side(start, metric="deliveries_per_s"):
         for k in p.in_flight:
             for name, report in by_turns(bench, number, k, up).items():
                 bench.add(number, name, f"{k} in flight", report)
@@ -523,10 +556,11 @@ CASES: dict[str, Case] = {
             "one publisher, 500 receivers, 64 bytes; 1, 4 and 16 broadcasts in flight",
             Parameters(
                 peers=(
-                    *("realtime", "realtime-v1", "bun", "ws", "socketio", "sansio-loop"),
-                    *("litestar", "python-socketio", "channels"),
+                    *("realtime", "realtime-v1", "realtime-uvloop", "bun", "ws", "socketio"),
+                    *("sansio-loop", "litestar", "python-socketio", "channels"),
                 ),
                 repeat=24,
+                close=48,
                 warmup=LEAD_IN,
                 seconds=0.4,
             ),

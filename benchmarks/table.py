@@ -66,6 +66,13 @@ def metric_table(measurements: list[Measurement], metric: Metric) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _rounds(results: Results) -> str:
+    rounds = len({m["round"] for m in results["measurements"]})
+    common = min(rounds, results["parameters"]["repeat"])
+    more = f", {rounds - common} more of those who came close," if rounds > common else ""
+    return f"{common} round{'s' if common != 1 else ''}{more}"
+
+
 def case_section(case: Case, results: Results | None) -> str:
     """Return everything between a case's markers."""
     if results is None:
@@ -73,12 +80,12 @@ def case_section(case: Case, results: Results | None) -> str:
     measurements = results["measurements"]
     parts = [table for m in case.metrics if (table := metric_table(measurements, m))]
     machine, parameters = results["machine"], results["parameters"]
-    rounds = len({m["round"] for m in measurements})
+    rounds = _rounds(results)
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     length = f" of {parameters['seconds']:g} s after {parameters['warmup']:g} s"
     parts.append(
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory']}, "
-        f"Linux {machine['kernel']}; {rounds} round{'s' if rounds != 1 else ''}"
+        f"Linux {machine['kernel']}; {rounds}"
         f"{length if case.timed else ''}. {versions}.\n"
     )
     bound = sorted(

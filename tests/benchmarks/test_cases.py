@@ -19,6 +19,7 @@ from benchmarks.process import Failed, Report
 def test_rounds_with_the_same_servers_come_in_blocks() -> None:
     assert blocks(7, 3) == [range(2), range(2, 4), range(4, 7)]
     assert blocks(2, 3) == [range(1), range(1, 2)]
+    assert blocks(9, 2, start=5) == [range(5, 7), range(7, 9)]
 
 
 def test_every_other_round_goes_backwards() -> None:
@@ -29,8 +30,9 @@ def test_every_other_round_goes_backwards() -> None:
     ]
 
 
-def bench_of(*peers: str, repeat: int = 8, seconds: float = 0.1) -> Bench:
-    return Bench(Parameters(peers=peers, repeat=repeat, seconds=seconds), Path("unused"))
+def bench_of(*peers: str, repeat: int = 8, close: int = 0, seconds: float = 0.1) -> Bench:
+    parameters = Parameters(peers=peers, repeat=repeat, close=close, seconds=seconds)
+    return Bench(parameters, Path("unused"))
 
 
 def counting(stopped: list[int]) -> Callable[[ExitStack, Peer], int]:
@@ -89,6 +91,37 @@ def test_a_slow_peer_is_measured_in_the_first_round_of_a_block() -> None:
     assert [number for number, takes_part, _ in rounds if takes_part] == [0, 2, 4]
     # In the other rounds it does not run beside the others.
     assert [ended for _, _, ended in rounds[:3]] == [[], [1], [1, 0]]
+
+
+RATES = {
+    "realtime": {"1": 100.0, "16": 200.0},
+    "bun": {"1": 80.0, "16": 195.0},
+    "ws": {"1": 50.0, "16": 51.0},
+}
+
+
+def test_who_comes_close_takes_part_in_further_rounds() -> None:
+    bench = bench_of("realtime", "ws", "bun", repeat=6, close=4)
+    took_part = []
+    stopped: list[int] = []
+    for number, up in bench.side_by_side(counting(stopped), metric="rate"):
+        took_part.append((number, sorted(up)))
+        for name in up:
+            for variant, rate in RATES[name].items():
+                report = {"rate": rate}
+                bench.measurements.append(
+                    {"round": number, "peer": name, "variant": variant, "report": report}
+                )
+    everyone, rivals = ["bun", "realtime", "ws"], ["bun", "realtime"]
+    assert took_part == [(n, everyone if n < 6 else rivals) for n in range(10)]
+    # Blocks have the same length: two rounds.
+    assert len(stopped) == 3 * 3 + 2 * 2
+
+
+def test_where_nobody_comes_close_there_are_no_further_rounds() -> None:
+    bench = bench_of("realtime", "ws", repeat=2, close=4)
+    numbers = [number for number, _ in bench.side_by_side(counting([]), metric="rate")]
+    assert numbers == [0, 1]
 
 
 class Machine:

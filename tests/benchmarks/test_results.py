@@ -36,10 +36,10 @@ ROWS = measured(
 )
 
 
-def results(rows: list[Measurement]) -> Results:
+def results(rows: list[Measurement], repeat: int = 3) -> Results:
     return Results(
         case="fanout",
-        parameters={"seconds": 4.0, "warmup": 1.0},
+        parameters={"repeat": repeat, "seconds": 4.0, "warmup": 1.0},
         machine={"cpu": "A CPU", "cores": "2", "memory": "8 GB", "kernel": "6.1"},
         versions={"python": "3.11.7"},
         measurements=rows,
@@ -97,6 +97,16 @@ def test_tables_go_between_their_markers_and_the_rest_stays(tmp_path: Path) -> N
     assert "old" not in filled
     assert "| starlette-realtime | 200 |" in filled
     assert fill(filled, tmp_path) == filled
+
+
+def test_a_table_says_how_many_rounds_only_some_took_part_in(tmp_path: Path) -> None:
+    text = "<!-- table: fanout -->\n<!-- end -->"
+    for repeat, said in (
+        (3, "3 rounds of 4 s"),
+        (1, "1 round, 2 more of those who came close, of"),
+    ):
+        save(results(ROWS, repeat), tmp_path)
+        assert said in fill(text, tmp_path)
 
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
