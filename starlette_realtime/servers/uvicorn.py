@@ -220,6 +220,11 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         _release_parser(self._transport.get_protocol())
+        if self._transport.get_write_buffer_size():
+            # A response that is still on its way: uvicorn's HTTP protocol may have been told to
+            # wait, and then we would not be. Now somebody has been, and we are told when it ends.
+            self._pause_while_anything_waits()
+            self._writable = False
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._trace("connection made")
 
@@ -273,10 +278,19 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._writable = True
         self._send_pong()
-        if self._attached is not None:
+        if not self._writable:
+            return
+        # What a transport that is closing writes is what was given to it before.
+        if self._attached is not None and not self._transport.is_closing():
             self._attached.resume()
         if self._writable:
             self._release()
+
+    def _pause_while_anything_waits(self) -> None:
+        """Let the transport tell that it is paused as soon as anything waits in its buffer, and
+        that it is writable when nothing does."""
+        # TLS (asyncio.sslproto, and uvloop's) counts as full what has just reached the limit.
+        self._transport.set_write_buffer_limits(high=1 if is_tls(self._transport) else 0)
 
     def _release(self) -> None:
         waiting, self._drained = self._drained, None
@@ -700,14 +714,12 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._attached = outbox
         self._stop = stop
         # The application comes here when it pleases: what was told meanwhile, nobody has heard.
-        if self._state in (_CLOSING, _OVER):
+        if self._state in (_CLOSING, _OVER) or self._transport.is_closing():
             outbox.close()
             return
+        # Under TLS there is no other way to the socket, which something could overtake.
         if not is_tls(self._transport):
-            # From here on the transport says it is paused as soon as anything waits in its buffer,
-            # and writable when nothing does. Not with TLS: its transport (asyncio.sslproto) would
-            # count an empty buffer as full, and stay paused.
-            self._transport.set_write_buffer_limits(high=0)
+            self._pause_while_anything_waits()
         if not self._writable:
             outbox.stall()
 

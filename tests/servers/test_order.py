@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tempfile
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -61,13 +62,13 @@ class End:
         return bool(data)
 
 
-async def connect(outboxes: asyncio.Queue[Any], address: tuple[str, int]) -> End:
-    raw = socket.socket()
+async def connect(outboxes: asyncio.Queue[Any], listening: socket.socket) -> End:
+    raw = socket.socket(listening.family)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.setblocking(False)
     loop = asyncio.get_running_loop()
-    await loop.sock_connect(raw, address)
-    client = ClientProtocol(parse_uri(f"ws://{address[0]}:{address[1]}/"))
+    await loop.sock_connect(raw, listening.getsockname())
+    client = ClientProtocol(parse_uri("ws://localhost/"))
     client.send_request(client.connect())
     await loop.sock_sendall(raw, b"".join(client.data_to_send()))
     outbox, writer, send = await outboxes.get()
@@ -88,7 +89,9 @@ def tell(group: Group, ends: list[End], text: str, write_all: WriteAll) -> None:
         end.given.append(text)
 
 
-async def play(steps: list[tuple[str, int, int]], write_all: WriteAll) -> None:
+async def play(
+    steps: list[tuple[str, int, int]], write_all: WriteAll, listening: socket.socket
+) -> None:
     outboxes: asyncio.Queue[Any] = asyncio.Queue()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,16 +114,14 @@ async def play(steps: list[tuple[str, int, int]], write_all: WriteAll) -> None:
     config = Config(app, ws_per_message_deflate=False, log_config=None)
     config.load()
     state = ServerState()
-    listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    listening.bind(("127.0.0.1", 0))
-    server = await asyncio.get_running_loop().create_server(
-        lambda: RealtimeProtocol(config, state, {}), sock=listening
-    )
+    loop = asyncio.get_running_loop()
+    create = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
+    server = await create(lambda: RealtimeProtocol(config, state, {}), sock=listening)
     group, ends = Group(), []
     try:
         for _ in range(MEMBERS):
-            end = await connect(outboxes, listening.getsockname())
+            end = await connect(outboxes, listening)
             ends.append(end)
             group.add(end.outbox, end)
         for number, (verb, who, size) in enumerate(steps):
@@ -134,6 +135,9 @@ async def play(steps: list[tuple[str, int, int]], write_all: WriteAll) -> None:
                 end.given.append(text)
             elif verb == "ping":
                 end.writer.ping()
+            elif verb == "asked":
+                end.client.send_ping(b"x" * 125)
+                end.socket.send(b"".join(end.client.data_to_send()))
             elif verb == "read":
                 end.read()
             else:
@@ -164,7 +168,7 @@ async def play(steps: list[tuple[str, int, int]], write_all: WriteAll) -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["all", "all", "one", "ping", "read", "turn"]),
+        st.sampled_from(["all", "all", "one", "ping", "asked", "read", "turn"]),
         st.integers(0, MEMBERS - 1),
         st.sampled_from([0, 10, 200, 20_000]),
     ),
@@ -173,18 +177,22 @@ STEPS = st.lists(
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
 @pytest.mark.parametrize("way", ["one by one", "io_uring, where the system has it"])
 @settings(max_examples=25, deadline=None)
 @given(STEPS)
 def test_frames_and_ordinary_sends_keep_their_order(
-    way: str, loop: str, steps: list[tuple[str, int, int]]
+    way: str, unix: bool, loop: str, steps: list[tuple[str, int, int]]
 ) -> None:
     writes = Writes(io_uring=way != "one by one")
     try:
         with (
             mock.patch.object(writing, "WORTHWHILE", 1),
+            tempfile.TemporaryDirectory() as folder,
+            socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as listening,
             asyncio.Runner(loop_factory=partial(new_loop, loop)) as runner,
         ):
-            runner.run(play(steps, writes.write_all))
+            listening.bind(f"{folder}/socket" if unix else ("127.0.0.1", 0))
+            runner.run(play(steps, writes.write_all, listening))
     finally:
         writes.close()

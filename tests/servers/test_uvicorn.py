@@ -98,7 +98,7 @@ async def test_where_sockets_may_be_written_to(
 
     options: dict[str, Any] = {"certificate": certificate} if secure else {}
     server = serve(app, ws=FAST, loop=loop, lifespan="off", **options)
-    tls = {"ssl": certificate.client_context()} if secure else {}
+    tls: Any = {"ssl": certificate.client_context()} if secure else {}
     async with websockets.connect(server.ws("/"), **tls) as client:
         assert await client.recv() == str(not secure)
 
@@ -238,6 +238,79 @@ async def test_an_outbox_learns_what_was_told_before_it_was_there() -> None:
     protocol.attach(ended, lambda: None)
     assert ended.told == ["close"]
     ends[1].close()
+
+
+@pytest.mark.parametrize("size", [40_000, 2_000_000], ids=["not told yet", "told"])
+async def test_a_response_that_is_still_on_its_way_is_waited_for(size: int) -> None:
+    """Its protocol was told to wait, or was not, and is not the one that is told to go on."""
+    here, there = socket.socketpair()
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    there.setblocking(False)
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, here)
+    transport.write(b"x" * size)
+    assert transport.get_write_buffer_size()
+    protocol = RealtimeProtocol(loaded(Starlette()), ServerState(), {})
+    protocol.connection_made(transport)
+    transport.set_protocol(protocol)
+    attached = Attached()
+    protocol.attach(attached, lambda: None)
+    assert attached.told == ["stall"]
+    received = 0
+    while received < size:
+        with contextlib.suppress(BlockingIOError):
+            received += len(there.recv(size))
+        await asyncio.sleep(0)
+    await until(lambda: attached.told == ["stall", "resume"])
+    transport.abort()
+    there.close()
+
+
+class Full(asyncio.Transport):
+    """Takes what it is given, and is full again."""
+
+    def __init__(self, protocol: RealtimeProtocol) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self.taken = b""
+        self.closing = False
+
+    def get_protocol(self) -> Any:
+        return self.protocol
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def write(self, data: Any) -> None:
+        self.taken += data
+        self.protocol.pause_writing()
+
+
+async def test_what_fills_the_socket_as_it_resumes_is_waited_for() -> None:
+    protocol, attached = RealtimeProtocol(loaded(Starlette()), ServerState(), {}), Attached()
+    transport = Full(protocol)
+    protocol.connection_made(transport)
+    protocol._state = State.OPEN
+    protocol.attach(attached, lambda: None)
+    protocol.pause_writing()
+    protocol.data_received(b"\x89\x80\0\0\0\0")
+    protocol.resume_writing()
+    assert transport.taken == b"\x8a\x00"
+    assert attached.told == ["stall", "stall"]
+    protocol.resume_writing()
+    assert attached.told == ["stall", "stall", "resume"]
+    # uvloop still writes what it has when it closes, and tells of it.
+    transport.closing = True
+    protocol.resume_writing()
+    assert attached.told == ["stall", "stall", "resume"]
+    late = Attached()
+    protocol.attach(late, lambda: None)
+    assert late.told == ["close"]
 
 
 async def test_of_a_handshake_nothing_waits_for_the_garbage_collector() -> None:
