@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case = CASES[name]
         print(f"{name}: {case.summary}", file=sys.stderr)
         results, failures = run(case, _parameters(case, arguments))
-        for table in (metric_table(results["measurements"], metric) for metric in case.metrics):
+        for table in (metric_table(results, metric) for metric in case.metrics):
             print(table, end="\n" if table else "")
         if results["measurements"] and not arguments.dry:
             print(f"  written to {save(results).name}", file=sys.stderr)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from .machine import (
 )
 from .peers import NATIVE, PEERS, PLAIN, Peer
 from .process import (
+    Awake,
     Crowd,
     Failed,
     Report,
@@ -333,7 +334,7 @@ def _slices(
     number: int,
     k: int,
     up: dict[str, Stand],
-    awake: Callable[[Server], AbstractContextManager[None]],
+    awake: Awake,
 ) -> dict[str, Report]:
     reports: dict[str, Report] = {}
     # Always round and round, never there and back: of a core that it shares the scheduler gives
@@ -559,8 +560,8 @@ CASES: dict[str, Case] = {
                     *("realtime", "realtime-v1", "realtime-uvloop", "bun", "ws", "socketio"),
                     *("sansio-loop", "litestar", "python-socketio", "channels"),
                 ),
-                repeat=24,
-                close=48,
+                repeat=15,
+                close=60,
                 warmup=LEAD_IN,
                 seconds=0.4,
             ),

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 from .cases import CASES, Metric
 from .install import ROOT
 from .peers import PEERS
-from .results import Results, median_of, peers, variants
+from .results import Results, common, median_of, peers, variants
 
 WIDTH, LEFT, RIGHT, BAR, GAP, TITLE = 760, 270, 90, 20, 6, 34
 OURS, THEIRS = "#c2410c", "#64748b"
@@ -76,7 +76,7 @@ def write_chart(results: Results, folder: Path = IMAGES) -> Path | None:
     metric = next((m for m in case.metrics if m.key == case.chart), None)
     if metric is None:
         return None
-    measurements = results["measurements"]
+    measurements = common(results)
     panels = []
     for variant in variants(measurements):
         bars = [

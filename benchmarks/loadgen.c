@@ -52,6 +52,7 @@
 #define MAX_STEPS 32
 #define MAX_LIST 16
 #define RING 4096u
+#define SMALL 1024u /* bytes of a payload of which several make one segment */
 #define ACK_NS 5000u /* for how many acknowledgements there is time: what one takes, and some more */
 #define MAX_CACHED (64u << 10)
 #define MARK "~RB"
@@ -162,6 +163,7 @@ static uint64_t *last_step_ns; /* by connection: from its last question to the a
 static struct cached {
     uint64_t from; /* expected + 1; 0: empty */
     uint32_t len, advance;
+    bool deflate;
     char *bytes;
 } *cache; /* frames that came together and were checked, by the sequence number they begin at */
 
@@ -710,7 +712,8 @@ static size_t frames(struct conn *c, const char *start, size_t len) {
 static size_t known_frames(struct conn *c, const char *p, size_t len) {
     uint64_t from = c->expected[0];
     const struct cached *known = &cache[from % RING];
-    if (known->from != from + 1 || known->len > len || memcmp(known->bytes, p, known->len) != 0) return 0;
+    if (known->from != from + 1 || known->len > len || known->deflate != c->deflate) return 0;
+    if (memcmp(known->bytes, p, known->len) != 0) return 0;
     c->expected[0] = from + known->advance;
     deliveries += known->advance;
     for (uint32_t i = 0; i < known->advance; i++) {
@@ -720,23 +723,26 @@ static size_t known_frames(struct conn *c, const char *p, size_t len) {
     return known->len;
 }
 
-static void remember_frames(const char *p, size_t len, uint64_t from, uint64_t to) {
+static void remember_frames(const struct conn *c, const char *p, size_t len, uint64_t from) {
     if (len > MAX_CACHED) return;
     struct cached *place = &cache[from % RING];
     place->bytes = must(realloc(place->bytes, len));
     memcpy(place->bytes, p, len);
     place->len = (uint32_t)len;
+    place->deflate = c->deflate;
     place->from = from + 1;
-    place->advance = (uint32_t)(to - from);
+    place->advance = (uint32_t)(c->expected[0] - from);
 }
 
-/* `frames`, where all connections are sent the same: what comes first to one of them is looked into, and compared for the others. */
+/* `frames`, where all connections are sent the same: what comes first to one of them is looked into, and compared for the others,
+ * who may get it in other portions. */
 static size_t shared_frames(struct conn *c, const char *p, size_t len) {
-    size_t used = known_frames(c, p, len);
+    size_t used = 0, known;
+    while (used < len && (known = known_frames(c, p + used, len - used)) > 0) used += known;
     if (used == len) return len;
     uint64_t from = c->expected[0], heard = others + pings;
     size_t more = frames(c, p + used, len - used);
-    if (heard == others + pings && c->expected[0] > from) remember_frames(p + used, more, from, c->expected[0]);
+    if (heard == others + pings && c->expected[0] > from) remember_frames(c, p + used, more, from);
     return used + more;
 }
 
@@ -1001,11 +1007,12 @@ static void slice(void) {
     publishing = true;
     due = in_flight;
     publish_due();
-    uint64_t had = received_bytes, had_reads = reads, had_idle = idle_ns, had_completed = completed;
     run_whole(clock_ns() + (uint64_t)(warmup * 5e8));
+    uint64_t had = received_bytes, had_reads = reads, had_idle = idle_ns, had_completed = completed;
+    run_whole(clock_ns() + (uint64_t)(warmup * 2.5e8));
     if (may_delay((received_bytes - had) / (reads - had_reads))) ack_every_other();
     else ack_in_pauses((int)((idle_ns - had_idle) * (uint64_t)in_flight / (completed - had_completed) / ACK_NS));
-    run_whole(clock_ns() + (uint64_t)(warmup * 5e8));
+    run_whole(clock_ns() + (uint64_t)(warmup * 2.5e8));
     sampling = true;
     uint64_t was_delivered = deliveries, was_completed = completed, was_received = received_bytes;
     struct span s = mark();
@@ -1057,7 +1064,7 @@ static int next_command(void) {
 /* Several broadcasts at once, before anything is measured, where they are small: of a server that puts messages together the
  * kernel has seen a segment then beside which those of fewer are small (`may_delay`). */
 static void open_with_several(void) {
-    if (payload_size >= 1024) return;
+    if (payload_size >= SMALL) return;
     due = SEVERAL;
     publish_due();
     drain();

@@ -127,10 +127,12 @@ def serve(
             process.wait(5)
 
 
+Awake = Callable[[Server], AbstractContextManager[None]]
+"""In its context a server that rests goes on."""
+
+
 @contextmanager
-def resting(
-    servers: Sequence[Server],
-) -> Iterator[Callable[[Server], AbstractContextManager[None]]]:
+def resting(servers: Sequence[Server]) -> Iterator[Awake]:
     """Stop servers while they wait for their turn: they have timers, and each time one fires it
     takes from the caches what whoever is measured has there.
 

@@ -74,6 +74,13 @@ def values(
     }
 
 
+def common(results: Results) -> list[Measurement]:
+    """Return what was measured in the rounds that all peers had their part in: figures that stand
+    side by side are made of these. A ratio is made of all the rounds that both of its peers had."""
+    repeat = results["parameters"]["repeat"]
+    return [m for m in results["measurements"] if m["round"] < repeat]
+
+
 def median_of(
     measurements: Iterable[Measurement], peer: str, variant: str, metric: str
 ) -> float | None:

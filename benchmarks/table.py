@@ -12,8 +12,8 @@ from .chart import IMAGES, format_value, label_of
 from .install import ROOT
 from .results import (
     RESULTS,
-    Measurement,
     Results,
+    common,
     load,
     median_interval,
     median_of,
@@ -39,8 +39,9 @@ def better(ratios: Sequence[float]) -> str:
     return f"×{_times(median(ratios))}{known}"
 
 
-def metric_table(measurements: list[Measurement], metric: Metric) -> str:
+def metric_table(results: Results, metric: Metric) -> str:
     """Return a table of medians; behind a peer's figure how many times ours is better."""
+    measurements, side_by_side = results["measurements"], common(results)
     columns = [
         variant
         for variant in variants(measurements)
@@ -56,7 +57,7 @@ def metric_table(measurements: list[Measurement], metric: Metric) -> str:
     for peer in peers(measurements):
         cells = []
         for variant in columns:
-            value = median_of(measurements, peer, variant, metric.key)
+            value = median_of(side_by_side, peer, variant, metric.key)
             cell = "–" if value is None else format_value(value, metric)
             pair = (ours, peer) if metric.higher_is_better else (peer, ours)
             if peer != ours and (ratios := ratios_of(measurements, *pair, variant, metric.key)):
@@ -67,10 +68,10 @@ def metric_table(measurements: list[Measurement], metric: Metric) -> str:
 
 
 def _rounds(results: Results) -> str:
-    rounds = len({m["round"] for m in results["measurements"]})
-    common = min(rounds, results["parameters"]["repeat"])
-    more = f", {rounds - common} more of those who came close," if rounds > common else ""
-    return f"{common} round{'s' if common != 1 else ''}{more}"
+    ours = {m["round"] for m in common(results)}
+    further = {m["round"] for m in results["measurements"]} - ours
+    more = f", {len(further)} more of those who came close," if further else ""
+    return f"{len(ours)} round{'s' if len(ours) != 1 else ''}{more}"
 
 
 def case_section(case: Case, results: Results | None) -> str:
@@ -78,7 +79,7 @@ def case_section(case: Case, results: Results | None) -> str:
     if results is None:
         return "\nNot measured yet.\n\n"
     measurements = results["measurements"]
-    parts = [table for m in case.metrics if (table := metric_table(measurements, m))]
+    parts = [table for m in case.metrics if (table := metric_table(results, m))]
     machine, parameters = results["machine"], results["parameters"]
     rounds = _rounds(results)
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())

@@ -134,14 +134,11 @@ def test_right_deliveries_are_counted(loadgen: Path) -> None:
     assert report["broadcasts_per_s"] == pytest.approx(report["deliveries_per_s"], rel=0.05)
 
 
-@pytest.mark.parametrize(("size", "least", "most"), [(64, 0.0, 0.75), (5000, 0.9, 1.2)])
-def test_receivers_acknowledge_every_other_small_segment_and_all_large_ones(
-    loadgen: Path, size: int, least: float, most: float
-) -> None:
+def test_receivers_acknowledge_every_other_small_segment(loadgen: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = [str(loadgen), "--port", str(listener.getsockname()[1]), "--connections", "4"]
         command += ["--publish", "{payload}", "--warmup", "0.1", "--seconds", "0.3"]
-        with crowd_of([*command, "--size", str(size)], listener, 4) as (clients, sockets):
+        with crowd_of(command, listener, 4) as (clients, sockets):
             shares = []
             for _ in range(5):
                 before = [segments(one) for one in sockets[1:]]
@@ -153,8 +150,8 @@ def test_receivers_acknowledge_every_other_small_segment_and_all_large_ones(
                 )
                 assert sent > 30
                 shares.append(heard / sent)
-    # During the warm-up's first half they acknowledge all, and after a pause of 40 ms, too.
-    assert least < min(shares) < most
+    # During most of the warm-up they acknowledge all, and after a pause of 40 ms, too.
+    assert min(shares) < 0.85
 
 
 def segments(server: socket.socket) -> tuple[int, int]:
@@ -302,8 +299,9 @@ def test_a_wrong_server_ends_the_run(
         load(loadgen, answer, "--fail", '"error"')
 
 
+@pytest.mark.parametrize("in_flight", [1, 16])
 @pytest.mark.parametrize("place", [5, -1])
-def test_each_connection_is_checked(loadgen: Path, place: int) -> None:
+def test_each_connection_is_checked(loadgen: Path, place: int, in_flight: int) -> None:
     """Whatever others have received at the same place."""
 
     def one_byte_off(number: int, payload: bytes) -> bytes:
@@ -318,9 +316,9 @@ def test_each_connection_is_checked(loadgen: Path, place: int) -> None:
         command += ["--publish", "{payload}", "--warmup", "0.1", "--seconds", "0.3"]
         with (
             crowd_of(command, listener, 3, one_byte_off) as (clients, _),
-            pytest.raises(Failed, match=r"connection 2: expected number"),
+            pytest.raises(Failed, match=r"connection [12]: expected number"),
         ):
-            clients.measure(1)
+            clients.measure(in_flight)
             clients.report()
 
 
