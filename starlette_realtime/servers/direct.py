@@ -67,11 +67,9 @@ class TransportWriter:
 
     def attach(self, outbox: Attached, stop: Callable[[], object]) -> None:
         """Resume `outbox` when the socket takes more. That the server stops, it does not tell."""
+        # TLS keeps its limits: as long as they are not reached, it takes more.
         if self._tls_socket is None and not self._is_closing():
-            # From here on the transport says it is paused as soon as anything waits in its buffer,
-            # and writable when nothing does. Not with TLS: its transport (asyncio.sslproto) would
-            # count an empty buffer as full, and stay paused.
-            self._transport.set_write_buffer_limits(high=0)
+            pause_while_anything_waits(self._transport)
         self._attached = outbox
 
     def intercept(self, receive: Receive, take: Take) -> Context | None:
@@ -89,11 +87,25 @@ class TransportWriter:
         if self._tls_socket is not None:
             loop.call_later(seconds, _cut, self._transport, self._tls_socket)
         elif self._transport.get_write_buffer_size():
-            loop.call_later(seconds, self._transport.abort)
+            loop.call_later(seconds, _abort, self._transport)
+
+
+def pause_while_anything_waits(transport: Any) -> None:
+    """Let a transport tell that it is paused as soon as anything waits in its buffer, and that it
+    is writable when nothing does. It tells at once if something waits, unless it has told before.
+    """
+    # TLS (asyncio.sslproto, and uvloop's) counts as full what has just reached the limit.
+    transport.set_write_buffer_limits(high=1 if is_tls(transport) else 0)
 
 
 def is_tls(transport: Any) -> bool:
     return transport.get_extra_info("sslcontext") is not None
+
+
+def _abort(transport: Any) -> None:
+    # What has been written meanwhile may have been the last of a transport that is lost.
+    if transport.get_write_buffer_size():
+        transport.abort()
 
 
 def _cut(transport: Any, sock: Any) -> None:

@@ -52,7 +52,16 @@ from ..protocols.websocket import (
     read_request,
     respond,
 )
-from .direct import Arrival, Attached, Take, TransportWriter, is_tls, owner, unwrapped
+from .direct import (
+    Arrival,
+    Attached,
+    Take,
+    TransportWriter,
+    is_tls,
+    owner,
+    pause_while_anything_waits,
+    unwrapped,
+)
 
 try:
     from uvicorn.logging import TRACE_LOG_LEVEL
@@ -220,10 +229,12 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         _release_parser(self._transport.get_protocol())
+        # uvicorn does it a little later: what the transport tells meanwhile concerns us.
+        self._transport.set_protocol(self)
         if self._transport.get_write_buffer_size():
             # A response that is still on its way: uvicorn's HTTP protocol may have been told to
             # wait, and then we would not be. Now somebody has been, and we are told when it ends.
-            self._pause_while_anything_waits()
+            pause_while_anything_waits(self._transport)
             self._writable = False
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._trace("connection made")
@@ -252,6 +263,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         """A client that closes its half of the connection has gone: asyncio ends the other half."""
         if self._attached is not None:
             self._attached.close()
+        self._end_in_time()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _buffers.view
@@ -277,20 +289,13 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._writable = True
-        self._send_pong()
-        if not self._writable:
-            return
         # What a transport that is closing writes is what was given to it before.
-        if self._attached is not None and not self._transport.is_closing():
-            self._attached.resume()
+        if not self._transport.is_closing():
+            self._send_pong()
+            if self._writable and self._attached is not None:
+                self._attached.resume()
         if self._writable:
             self._release()
-
-    def _pause_while_anything_waits(self) -> None:
-        """Let the transport tell that it is paused as soon as anything waits in its buffer, and
-        that it is writable when nothing does."""
-        # TLS (asyncio.sslproto, and uvloop's) counts as full what has just reached the limit.
-        self._transport.set_write_buffer_limits(high=1 if is_tls(self._transport) else 0)
 
     def _release(self) -> None:
         waiting, self._drained = self._drained, None
@@ -342,9 +347,23 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         self._leave(_OVER)
         if not self._transport.is_closing():
             self._transport.close()
-            # asyncio's TLS has a limit of its own.
-            if self._transport.get_write_buffer_size() and not is_tls(self._transport):
-                self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
+        self._end_in_time()
+
+    def _end_in_time(self) -> None:
+        """Wait no longer than `CLOSE_TIMEOUT` for a peer to take what is still to be written."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._lost and self._holds_something():
+            self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._cut)
+
+    def _holds_something(self) -> bool:
+        # TLS does not say what waits beneath the encryption.
+        return is_tls(self._transport) or self._transport.get_write_buffer_size() > 0
+
+    def _cut(self) -> None:
+        if not self._lost:
+            self._transport.abort()
 
     def shutdown(self) -> None:
         """uvicorn stops. Called as long as the connection lasts, or the application's task."""
@@ -613,7 +632,9 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
         return arrival
 
     async def send(self, message: Message) -> None:
-        if not self._writable:
+        # The answer to the handshake is small. Were it to wait for a response that is still on its
+        # way, no timeout would have begun.
+        if not self._writable and self._state is not _ASKED:
             await self._drain()
         kind = message["type"]
         state = self._state
@@ -719,7 +740,7 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
             return
         # Under TLS there is no other way to the socket, which something could overtake.
         if not is_tls(self._transport):
-            self._pause_while_anything_waits()
+            pause_while_anything_waits(self._transport)
         if not self._writable:
             outbox.stall()
 
@@ -755,9 +776,8 @@ class RealtimeProtocol(asyncio.BufferedProtocol):
     def let_go(self, seconds: float) -> None:
         """Close the socket, in `seconds` at the latest: asyncio would wait for ever until a peer
         that does not read takes what is still to be written, and uvicorn's stop with it."""
-        # TLS does not say what waits beneath the encryption.
-        if is_tls(self._transport) or self._transport.get_write_buffer_size():
-            self._loop.call_later(seconds, self._transport.abort)
+        if self._holds_something():
+            self._loop.call_later(seconds, self._cut)
 
 
 def _release_parser(protocol: object) -> None:
@@ -809,6 +829,14 @@ class SansIOWriter(TransportWriter):
             (getattr(extension, "local_max_window_bits", 0) for extension in _extensions(protocol)),
             default=0,
         )
+
+    def attach(self, outbox: Attached, stop: Callable[[], object]) -> None:
+        """As `TransportWriter.attach`; a response that is still on its way is waited for: uvicorn's
+        HTTP protocol was told, and this one was not."""
+        super().attach(outbox, stop)
+        if not self._is_closing() and self._transport.get_write_buffer_size():
+            pause_while_anything_waits(self._transport)
+            self._protocol.writable.clear()
 
     def write(self, data: Any) -> bool:
         """As `RealtimeProtocol.write`."""

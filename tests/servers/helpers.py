@@ -1,4 +1,4 @@
-"""What shows whether a direct writer was found."""
+"""A handshake by hand, and what shows whether a direct writer was found."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from starlette_realtime import Happening, Realtime
 from tests.transports.helpers import make_realtime
+
+
+def handshake(more: bytes = b"", path: bytes = b"/") -> bytes:
+    return (
+        b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+        + more
+        + b"\r\n"
+    )
 
 
 def watched(**options: Any) -> tuple[Realtime, list[bool]]:

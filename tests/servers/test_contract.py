@@ -24,6 +24,7 @@ from websockets.exceptions import InvalidStatus
 from starlette_realtime.protocols.websocket import frame
 from starlette_realtime.servers import uvicorn as served
 from starlette_realtime.servers.uvicorn import EXTENSION, READ_AHEAD, RealtimeProtocol
+from tests.servers.helpers import handshake
 from tests.support.ports import Certificate
 from tests.support.server import FAST, LiveServer
 from tests.transports.helpers import until
@@ -32,7 +33,6 @@ pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., LiveServer]
 OURS_AND_THEIRS = pytest.mark.parametrize("ws", [FAST, "websockets-sansio"])
-KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
 
 
 class Said:
@@ -456,6 +456,48 @@ async def test_a_client_that_answers_no_close_frame(
     writer.close()
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_client_that_has_gone_and_has_not_read(
+    serve: Serve,
+    certificate: Certificate,
+    secure: bool,
+    loop: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(served, "CLOSE_TIMEOUT", 0.2)
+    said = Said()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            for _ in range(3):
+                await send({"type": "websocket.send", "bytes": bytes(20_000_000)})
+        except OSError:
+            said.put("gone")
+
+    options: dict[str, Any] = {}
+    if secure:
+        # uvloop's TLS does not tell that the client has gone as long as something waits.
+        options = {"certificate": certificate, "ws_ping_interval": 0.2, "ws_ping_timeout": 0.2}
+    server = serve(app, ws=FAST, loop=loop, lifespan="off", **options)
+
+    def connect_and_go() -> socket.socket:
+        client = socket.create_connection(("127.0.0.1", server.port))
+        if secure:
+            client = certificate.client_context().wrap_socket(client, server_hostname="localhost")
+        client.sendall(handshake())
+        assert client.recv(12) == b"HTTP/1.1 101"
+        client.shutdown(socket.SHUT_WR)
+        return client
+
+    client = await anyio.to_thread.run_sync(connect_and_go)
+    assert await said.next() == "gone"
+    await until(lambda: not server._server.server_state.connections)
+    client.close()
+
+
 @OURS_AND_THEIRS
 async def test_who_gives_up_waiting_may_call_again_at_once(serve: Serve, ws: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -660,17 +702,6 @@ async def test_answers_to_pings_do_not_pile_up() -> None:
 
 
 # What uvicorn's HTTP protocols never hand over
-
-
-def handshake(more: bytes = b"", path: bytes = b"/") -> bytes:
-    return (
-        b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: "
-        + KEY.encode()
-        + b"\r\nSec-WebSocket-Version: 13\r\n"
-        + more
-        + b"\r\n"
-    )
 
 
 def masked(first: int, payload: bytes) -> bytes:

@@ -23,6 +23,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import Frame, Opcode
 
@@ -31,9 +32,10 @@ from starlette_realtime.servers.uvicorn import (
     EXTENSION,
     READ_AHEAD,
     RealtimeProtocol,
+    SansIOWriter,
     State,
 )
-from tests.servers.helpers import Counting, watched
+from tests.servers.helpers import Counting, handshake, watched
 from tests.support.ports import Certificate
 from tests.support.server import FAST, LiveServer
 from tests.support.wsclient import NativeClient
@@ -240,29 +242,99 @@ async def test_an_outbox_learns_what_was_told_before_it_was_there() -> None:
     ends[1].close()
 
 
-@pytest.mark.parametrize("size", [40_000, 2_000_000], ids=["not told yet", "told"])
-async def test_a_response_that_is_still_on_its_way_is_waited_for(size: int) -> None:
-    """Its protocol was told to wait, or was not, and is not the one that is told to go on."""
+class Before(asyncio.Protocol):
+    """Has a response on its way that nobody reads."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.told = False
+
+    def connection_made(self, transport: Any) -> None:
+        transport.write(b"x" * self.size)
+        assert transport.get_write_buffer_size()
+
+    def pause_writing(self) -> None:
+        self.told = True
+
+
+@contextlib.asynccontextmanager
+async def with_a_response_on_its_way(size: int) -> Any:
+    """Yields a transport, its other end, and its protocol: told to wait, if `size` is large."""
     here, there = socket.socketpair()
     here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     there.setblocking(False)
-    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, here)
-    transport.write(b"x" * size)
-    assert transport.get_write_buffer_size()
-    protocol = RealtimeProtocol(loaded(Starlette()), ServerState(), {})
-    protocol.connection_made(transport)
-    transport.set_protocol(protocol)
-    attached = Attached()
-    protocol.attach(attached, lambda: None)
-    assert attached.told == ["stall"]
-    received = 0
-    while received < size:
-        with contextlib.suppress(BlockingIOError):
-            received += len(there.recv(size))
+    transport, before = await asyncio.get_running_loop().connect_accepted_socket(
+        lambda: Before(size), here
+    )
+    assert before.told is (size > 100_000)
+    with there:
+        yield transport, there, before
+        transport.abort()
         await asyncio.sleep(0)
-    await until(lambda: attached.told == ["stall", "resume"])
-    transport.abort()
-    there.close()
+
+
+async def read(there: socket.socket, size: int) -> None:
+    while size:
+        with contextlib.suppress(BlockingIOError):
+            size -= len(there.recv(size))
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("size", [40_000, 2_000_000], ids=["not told yet", "told"])
+async def test_a_response_that_is_still_on_its_way_is_waited_for(size: int) -> None:
+    """Its protocol was told to wait, or was not, and is not the one that is told to go on."""
+    async with with_a_response_on_its_way(size) as (transport, there, before):
+        told_before = before.told
+        protocol = RealtimeProtocol(loaded(Starlette()), ServerState(), {})
+        protocol.connection_made(transport)
+        attached = Attached()
+        protocol.attach(attached, lambda: None)
+        assert attached.told == ["stall"]
+        assert before.told is told_before
+        await read(there, size)
+        await until(lambda: attached.told == ["stall", "resume"])
+
+
+@pytest.mark.parametrize("size", [40_000, 2_000_000], ids=["not told yet", "told"])
+async def test_so_does_the_writer_behind_uvicorns_own_class(size: int) -> None:
+    async with with_a_response_on_its_way(size) as (transport, there, _):
+        protocol = WebSocketsSansIOProtocol(loaded(Starlette()), ServerState(), {})
+        protocol.connection_made(transport)
+        transport.set_protocol(protocol)
+        protocol.handshake_complete = True
+        writer, attached = SansIOWriter(protocol), Attached()
+        writer.attach(attached, lambda: None)
+        assert not writer.write(b"y" * 100)
+        await asyncio.sleep(0)
+        assert attached.told == []
+        await read(there, size + 100)
+        await until(lambda: attached.told == ["resume"])
+
+
+async def test_the_answer_to_a_handshake_waits_for_nothing() -> None:
+    accepted = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        accepted.set()
+        await send({"type": "websocket.send", "text": "hello"})
+
+    async with with_a_response_on_its_way(2_000_000) as (transport, there, _):
+        protocol = RealtimeProtocol(loaded(app), ServerState(), {})
+        protocol.connection_made(transport)
+        protocol.data_received(handshake())
+        async with asyncio.timeout(5):
+            await accepted.wait()
+        assert protocol._state is State.OPEN
+        await read(there, 2_000_000)
+        answer = b""
+        async with asyncio.timeout(5):
+            while b"hello" not in answer:
+                with contextlib.suppress(BlockingIOError):
+                    answer += there.recv(1000)
+                await asyncio.sleep(0)
+        assert answer.startswith(b"HTTP/1.1 101 ")
 
 
 class Full(asyncio.Transport):
@@ -276,6 +348,9 @@ class Full(asyncio.Transport):
 
     def get_protocol(self) -> Any:
         return self.protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        assert protocol is self.protocol
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -305,9 +380,12 @@ async def test_what_fills_the_socket_as_it_resumes_is_waited_for() -> None:
     protocol.resume_writing()
     assert attached.told == ["stall", "stall", "resume"]
     # uvloop still writes what it has when it closes, and tells of it.
+    protocol.pause_writing()
+    protocol.data_received(b"\x89\x80\0\0\0\0")
     transport.closing = True
     protocol.resume_writing()
-    assert attached.told == ["stall", "stall", "resume"]
+    assert attached.told == ["stall", "stall", "resume", "stall"]
+    assert transport.taken == b"\x8a\x00"
     late = Attached()
     protocol.attach(late, lambda: None)
     assert late.told == ["close"]
