@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -89,15 +90,16 @@ def case_section(case: Case, results: Results | None) -> str:
         f"Linux {machine['kernel']}; {rounds}"
         f"{length if case.timed else ''}. {versions}.\n"
     )
-    bound = sorted(
-        {
-            f"{label_of(m['peer'])} ({m['variant']})"
-            for m in measurements
-            if m["report"].get("generator_bound")
-        }
+    every = Counter((m["peer"], m["variant"]) for m in measurements)
+    bound = Counter(
+        (m["peer"], m["variant"]) for m in measurements if m["report"].get("generator_bound")
     )
     if bound and case.name != "generator":
-        parts.append(f"The load generator, not the server, was the limit of: {', '.join(bound)}.\n")
+        named = sorted(
+            f"{label_of(peer)}, {variant} ({count} of {every[peer, variant]})"
+            for (peer, variant), count in bound.items()
+        )
+        parts.append(f"The load generator, not the server, was the limit of: {'; '.join(named)}.\n")
     reordered = sorted({label_of(m["peer"]) for m in measurements if m["report"].get("reordered")})
     if reordered:
         parts.append(f"Delivered out of order, in part: {', '.join(reordered)}.\n")
